@@ -1,0 +1,57 @@
+"""Every exception the library raises, and the one shape of their text.
+
+A message names the operation and the rank, says the rule, repeats what was received and says what to do:
+
+    broadcast 'weights' on rank 2 of 4: the root is a rank from 0 to 3. Received: root_rank=7. Pass the rank that ...
+"""
+
+from __future__ import annotations
+
+
+class CollectiveError(RuntimeError):
+    """Base of all errors of the library.
+
+    Args:
+        rule: What holds when all is well, as a sentence without its full stop.
+        received: What came instead, as ``name=value``.
+        fix: What the user can do now, as a sentence without its full stop.
+        operation: The operation that failed, with its tensor's name, such as ``allreduce 'dense/kernel'``.
+        where: The rank that noticed, such as ``rank 2 of 4``; the errors of a running job always name it.
+    """
+
+    def __init__(self, rule: str, *, received: str = "", fix: str = "", operation: str = "", where: str = "") -> None:
+        self.rule, self.received, self.fix, self.operation, self.where = rule, received, fix, operation, where
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        head = " on ".join(part for part in (self.operation, self.where) if part)
+        sentences = [self.rule, f"Received: {self.received}" if self.received else "", self.fix]
+        text = " ".join(sentence if sentence.endswith((".", "\n")) else f"{sentence}." for sentence in sentences if sentence)
+        return f"{head}: {text}" if head else text
+
+
+class NotInitializedError(CollectiveError, ValueError):
+    """A rank, a size or an operation was asked for before ``init()`` or after ``shutdown()``."""
+
+
+class ArgumentError(CollectiveError, ValueError):
+    """An argument that no rank could carry out: a root out of range, an object array, an unknown operation."""
+
+
+class SettingError(CollectiveError, ValueError):
+    """A setting (``COLLECTIVE_...``) that does not exist or has a value outside the allowed ones."""
+
+
+class MismatchError(CollectiveError):
+    """The ranks called different operations, or one operation with different shapes, dtypes or roots.
+
+    Raised on every rank alike; the next operation works.
+    """
+
+
+class LaunchError(CollectiveError):
+    """The job cannot start as asked: launcher and MPI library differ, a host file has a typo, no MPI is found."""
+
+
+class TransportError(CollectiveError):
+    """A message did not arrive as announced, or not in time."""

@@ -1,0 +1,25 @@
+"""The reduce operations a user names: ``Average``, ``Sum``, ``Min``, ``Max``, ``Product``."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ReduceOp(enum.Enum):
+    """How the values of all ranks become one; each acts element by element."""
+
+    AVERAGE = "Average"
+    SUM = "Sum"
+    MIN = "Min"
+    MAX = "Max"
+    PRODUCT = "Product"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+Average = ReduceOp.AVERAGE
+Sum = ReduceOp.SUM
+Min = ReduceOp.MIN
+Max = ReduceOp.MAX
+Product = ReduceOp.PRODUCT

@@ -1,0 +1,85 @@
+"""All settings in one frozen object, read once from the ``COLLECTIVE_...`` environment variables."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+
+from collective.errors import SettingError
+
+PREFIX = "COLLECTIVE_"
+BACKENDS = ("mpi", "horovod", "solo")
+ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user may set; ``COLLECTIVE_SEGMENT_BYTES=65536`` sets ``segment_bytes`` and so on.
+
+    Attributes:
+        backend: What carries the data: ``mpi``, ``horovod`` or ``solo`` (one process); empty: found out at start.
+        algorithm: The all-reduce algorithm for every size; empty: chosen by size.
+        segment_bytes: Bytes of one message of the segmented algorithms; adding one overlaps receiving the next.
+        stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``.
+    """
+
+    backend: str = ""
+    algorithm: str = ""
+    segment_bytes: int = 256 * 1024
+    stall_seconds: float = 60.0
+    log_level: str = "warning"
+
+    def __post_init__(self) -> None:
+        _check_choice("backend", self.backend, ("", *BACKENDS))
+        _check_choice("algorithm", self.algorithm, ("", *ALGORITHMS))
+        _check_choice("log_level", self.log_level, LOG_LEVELS)
+        _check_range("segment_bytes", self.segment_bytes, least=64)
+        _check_range("stall_seconds", self.stall_seconds, least=0)
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read the settings from ``environment`` (such as ``os.environ``).
+
+    Raises:
+        SettingError: for an unknown ``COLLECTIVE_...`` name or a value that is not allowed.
+    """
+    types = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
+    values: dict[str, str | int | float] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in types:
+            allowed = sorted(PREFIX + known.upper() for known in types)
+            raise SettingError(
+                f"a setting is one of {', '.join(allowed)}",
+                received=f"{variable}={text}",
+                fix=_did_you_mean(variable, allowed) or "Unset it",
+            )
+        try:
+            values[name] = types[name](text)
+        except ValueError:
+            kind = {int: "a whole number", float: "a number"}[types[name]]
+            raise SettingError(f"{variable} is {kind}", received=f"{variable}={text}") from None
+    return Settings(**values)  # type: ignore[arg-type]  # each value was made by its field's own type
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        names = [choice for choice in allowed if choice]
+        raise SettingError(
+            f"{name} is one of {', '.join(names)}", received=f"{name}={value}", fix=_did_you_mean(value, names)
+        )
+
+
+def _check_range(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise SettingError(f"{name} is at least {least}", received=f"{name}={value}")
+
+
+def _did_you_mean(word: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1)
+    return f"Did you mean {near[0]}?" if near else ""
