@@ -26,7 +26,9 @@ class CollectiveError(RuntimeError):
     def __str__(self) -> str:
         head = " on ".join(part for part in (self.operation, self.where) if part)
         sentences = [self.rule, f"Received: {self.received}" if self.received else "", self.fix]
-        text = " ".join(sentence if sentence.endswith((".", "\n")) else f"{sentence}." for sentence in sentences if sentence)
+        text = " ".join(
+            sentence if sentence.endswith((".", "\n")) else f"{sentence}." for sentence in sentences if sentence
+        )
         return f"{head}: {text}" if head else text
 
 

@@ -22,6 +22,7 @@ class Settings:
         backend: What carries the data: ``mpi``, ``horovod`` or ``solo`` (one process); empty: found out at start.
         algorithm: The all-reduce algorithm for every size; empty: chosen by size.
         segment_bytes: Bytes of one message of the segmented algorithms; adding one overlaps receiving the next.
+        fusion_bytes: Bytes up to which arrays of one dtype are joined into one message; larger ones travel alone.
         stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
     """
@@ -29,6 +30,7 @@ class Settings:
     backend: str = ""
     algorithm: str = ""
     segment_bytes: int = 256 * 1024
+    fusion_bytes: int = 4 * 1024 * 1024
     stall_seconds: float = 60.0
     log_level: str = "warning"
 
@@ -37,6 +39,7 @@ class Settings:
         _check_choice("algorithm", self.algorithm, ("", *ALGORITHMS))
         _check_choice("log_level", self.log_level, LOG_LEVELS)
         _check_range("segment_bytes", self.segment_bytes, least=64)
+        _check_range("fusion_bytes", self.fusion_bytes, least=0)
         _check_range("stall_seconds", self.stall_seconds, least=0)
 
 

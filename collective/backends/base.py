@@ -46,6 +46,9 @@ class Backend(abc.ABC):
     def barrier(self, name: str) -> None:
         """Return once every rank has called it."""
 
+    def refuse(self, operation: str, reason: str) -> None:  # noqa: B027  # not every backend can tell the others
+        """Tell the ranks that wait in ``operation`` that this one can't take part, so that they raise as well."""
+
     @abc.abstractmethod
     def shutdown(self) -> None:
         """Leave the job in good order; called by all ranks."""

@@ -1,0 +1,31 @@
+"""Train models on many processes and machines over MPI: split by rank, average gradients, start from rank 0.
+
+This is the NumPy front end; ``collective.tensorflow``, ``collective.keras`` and others serve their frameworks.
+Importing it loads NumPy and nothing heavier; MPI starts with ``init()``.
+"""
+
+from collective.collectives import allgather as allgather
+from collective.collectives import allreduce as allreduce
+from collective.collectives import alltoall as alltoall
+from collective.collectives import barrier as barrier
+from collective.collectives import broadcast as broadcast
+from collective.collectives import grouped_allreduce as grouped_allreduce
+from collective.collectives import reducescatter as reducescatter
+from collective.objects import allgather_object as allgather_object
+from collective.objects import broadcast_object as broadcast_object
+from collective.reduce_ops import Average as Average
+from collective.reduce_ops import Max as Max
+from collective.reduce_ops import Min as Min
+from collective.reduce_ops import Product as Product
+from collective.reduce_ops import Sum as Sum
+from collective.world import cross_rank as cross_rank
+from collective.world import cross_size as cross_size
+from collective.world import init as init
+from collective.world import is_initialized as is_initialized
+from collective.world import local_rank as local_rank
+from collective.world import local_size as local_size
+from collective.world import rank as rank
+from collective.world import shutdown as shutdown
+from collective.world import size as size
+
+__version__ = "0.1.0"

@@ -1,0 +1,73 @@
+"""The MPI backend: our own algorithms over the messages of mpi4py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from collective import topology
+from collective.backends.base import Backend
+from collective.engine.engine import Engine
+from collective.reduce_ops import ReduceOp
+from collective.settings import Settings
+from collective.transport import mpi
+from collective.transport.patience import Patience
+
+
+class MpiBackend(Backend):
+    """All ranks of ``MPI.COMM_WORLD``.
+
+    Args:
+        settings: What the user set.
+        environment: The process's environment, to compare the launcher with the MPI library.
+
+    Raises:
+        LaunchError: when they don't fit.
+    """
+
+    name = "mpi"
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        patience = Patience(settings.stall_seconds)
+        self._transport = mpi.connect(patience, environment)
+        self._engine = Engine(self._transport, settings, patience)
+        self.hosts = self._transport.hosts()
+        self.topology = topology.from_hosts(self._transport.rank, self.hosts)
+
+    def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
+        """See ``Backend``."""
+        self._engine.allreduce(arrays, op, name)
+
+    def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
+        """See ``Backend``."""
+        return self._engine.allgather(array, name)
+
+    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
+        """See ``Backend``."""
+        self._engine.broadcast(arrays, root, name)
+
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
+        """See ``Backend``."""
+        return self._engine.reducescatter(array, op, name)
+
+    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+        """See ``Backend``."""
+        return self._engine.alltoall(array, splits, name)
+
+    def barrier(self, name: str) -> None:
+        """See ``Backend``."""
+        self._engine.barrier(name)
+
+    def refuse(self, operation: str, reason: str) -> None:
+        """See ``Backend``."""
+        self._engine.refuse(operation, reason)
+
+    def shutdown(self) -> None:
+        """See ``Backend``. MPI itself stays up until the process ends, so that ``init`` works again."""
+        self._engine.shutdown()
+        self._transport.close()
+
+    def abort(self, status: int) -> None:
+        """See ``Backend``."""
+        self._transport.abort(status)

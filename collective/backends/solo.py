@@ -1,0 +1,54 @@
+"""The solo backend: one process and no MPI, so that a training script runs unchanged under plain ``python``."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+import numpy as np
+
+from collective import topology
+from collective.backends.base import Backend
+from collective.reduce_ops import ReduceOp
+from collective.reduction import reduction_for
+
+
+class SoloBackend(Backend):
+    """A job of one rank: everything is reduced, gathered and sent already."""
+
+    name = "solo"
+
+    def __init__(self) -> None:
+        self.topology = topology.from_hosts(0, [socket.gethostname()])
+
+    def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:  # noqa: ARG002
+        """See ``Backend``; an operation without a meaning for a dtype is refused here as on many ranks."""
+        for array in arrays:
+            reduction_for(op, array.dtype, 1)
+
+    def allgather(self, array: np.ndarray, name: str) -> np.ndarray:  # noqa: ARG002
+        """See ``Backend``."""
+        return array.copy()
+
+    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
+        """See ``Backend``."""
+
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:  # noqa: ARG002
+        """See ``Backend``."""
+        reduction_for(op, array.dtype, 1)
+        return array.copy()
+
+    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
+        """See ``Backend``."""
+        return array.copy(), np.asarray(splits, np.int64)
+
+    def barrier(self, name: str) -> None:
+        """See ``Backend``."""
+
+    def shutdown(self) -> None:
+        """See ``Backend``."""
+
+    def abort(self, status: int) -> None:
+        """See ``Backend``."""
+        os._exit(status)

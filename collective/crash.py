@@ -1,0 +1,48 @@
+"""End the whole job when one rank ends with an uncaught exception.
+
+Without this the failing process waits in MPI's finalisation, alive, and the others wait for it in their next
+operation: mpirun sees nothing wrong.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+Hook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
+
+
+def end_job_on_exception(where: str, abort: Callable[[int], None]) -> Callable[[], None]:
+    """Let an uncaught exception of this rank end the job with exit status 1, after its traceback is printed.
+
+    Args:
+        where: The rank, for the message.
+        abort: Ends the processes of all ranks with the exit status given.
+
+    Returns:
+        A function that takes the arrangement back.
+    """
+    previous: Hook = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        previous(kind, error, traceback)
+        report(where, f"uncaught {kind.__name__}: {error}")
+        abort(1)
+
+    def undo() -> None:
+        if sys.excepthook is hook:
+            sys.excepthook = previous
+
+    sys.excepthook = hook
+    return undo
+
+
+def report(where: str, cause: str) -> None:
+    """Say on stderr which rank ends the job, and why."""
+    print(
+        f"collective: {where} on host {socket.gethostname()}: {cause.rstrip('.')}. The job ends.",
+        file=sys.stderr,
+        flush=True,
+    )

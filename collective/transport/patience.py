@@ -1,0 +1,48 @@
+"""How a rank waits for others: awake at first, then out of the way of those that compute, and never in silence."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from collective.log import logger
+
+# Seconds for which a wait only yields the core. Sleeping costs some 50 us of delay, too much for a short message; a
+# longer wait sleeps for a part of the time it has waited already, so that a sleep delays it by that part at most.
+AWAKE = 1e-3
+SLEEP_SHARE = 0.05
+LONGEST_SLEEP = 1e-3
+
+
+class Patience:
+    """Waits until something has come, and says so when it takes too long.
+
+    Args:
+        stall_seconds: Seconds after which a wait is reported on the log; 0: never.
+    """
+
+    def __init__(self, stall_seconds: float) -> None:
+        self.stall_seconds = stall_seconds
+        self.operation = "an operation"
+
+    def wait(self, test: Callable[[], bool]) -> None:
+        """Return once ``test()`` is true."""
+        for _ in range(20):
+            if test():
+                return
+        started = time.perf_counter()
+        report_at = self.stall_seconds or float("inf")
+        while not test():
+            waited = time.perf_counter() - started
+            if waited < AWAKE:
+                os.sched_yield()
+                continue
+            time.sleep(min(waited * SLEEP_SHARE, LONGEST_SLEEP))
+            if waited > report_at:
+                logger.warning(
+                    "%s has waited %.0f s for other ranks. One of them is late, has stopped, or never calls it.",
+                    self.operation,
+                    waited,
+                )
+                report_at *= 2
