@@ -1,0 +1,31 @@
+"""One rank of the parallel suite: pytest with its output in a file of the rank's own.
+
+collective run -np 3 -- python tests/parallel/main.py FOLDER [pytest arguments]
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import pytest
+
+import collective
+
+
+def main() -> int:
+    """Join the job, run the tests in step with the other ranks, and return pytest's exit status."""
+    folder, *arguments = sys.argv[1:]
+    collective.init()
+    here = str(Path(__file__).parent)
+    # Warnings are errors only where they are ours to mend: frameworks warn of themselves.
+    with open(Path(folder) / f"rank{collective.rank()}.txt", "w") as log, contextlib.redirect_stdout(log):
+        status = pytest.main([here, "-p", "no:cacheprovider", "-q", "--color=no", *arguments])
+    with contextlib.suppress(collective.errors.CollectiveError):
+        collective.shutdown()
+    return int(status)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.exit(status)

@@ -1,0 +1,70 @@
+"""Joining, leaving, joining again; settings; the six numbers."""
+
+import numpy as np
+import pytest
+
+import collective
+from collective import Sum
+from collective.errors import NotInitializedError, SettingError
+from collective.settings import ALGORITHMS
+
+
+def test_the_six_numbers_agree(rank, size):
+    numbers = [collective.local_rank(), collective.local_size(), collective.cross_rank(), collective.cross_size()]
+    assert numbers == [rank, size, 0, 1]  # all on one host
+    np.testing.assert_array_equal(collective.allgather(np.array([rank])), np.arange(size))
+
+
+def test_init_twice_is_harmless_and_init_after_shutdown_works(size):
+    collective.init()
+    collective.shutdown()
+    assert not collective.is_initialized()
+    for call in (collective.rank, collective.size, lambda: collective.allreduce(np.zeros(1))):
+        with pytest.raises(NotInitializedError, match=r"Call collective.init\(\) first"):
+            call()
+    collective.shutdown()
+    collective.init()
+    assert collective.allreduce(np.ones(1), Sum) == size
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_by_name(algorithm, rank, size, monkeypatch, same_on_all_ranks):
+    collective.shutdown()
+    monkeypatch.setenv("COLLECTIVE_ALGORITHM", algorithm)
+    monkeypatch.setenv("COLLECTIVE_SEGMENT_BYTES", "4096")
+    collective.init()
+    for length in (0, 1, 5, 1000, 100_003):
+        for dtype in (np.float32, np.int16, np.float16):
+            everyone = [np.random.default_rng([r, length]).integers(-9, 9, length).astype(dtype) for r in range(size)]
+            result = collective.allreduce(everyone[rank], Sum)
+            np.testing.assert_array_equal(result, sum(everyone))
+            same_on_all_ranks(result)
+    collective.shutdown()
+    monkeypatch.undo()
+    collective.init()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("COLLECTIVE_ALGORITHM", "rings", "Did you mean ring?"),
+        ("COLLECTIVE_ALGORITHMS", "ring", "Did you mean COLLECTIVE_ALGORITHM?"),
+        ("COLLECTIVE_SEGMENT_BYTES", "many", "a whole number"),
+        ("COLLECTIVE_SEGMENT_BYTES", "1", "at least 64"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_is_allowed(variable, value, message, monkeypatch):
+    collective.shutdown()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingError, match=message.replace("?", r"\?")):
+        collective.init()
+    monkeypatch.undo()
+    collective.init()
+
+
+def test_a_thousand_operations_in_a_row_stay_right(rank, size):
+    random = np.random.default_rng(3)  # the same sizes on all ranks, none of them in step with the last
+    for _ in range(1000):
+        length = int(random.integers(0, 30_000))
+        result = collective.allreduce(np.full(length, rank, np.float32), Sum)
+        assert (result == size * (size - 1) / 2).all()
