@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def batches(
     data: Any, batch_size: int, epoch: int = 0, start: int = 0, **options: Unpack[Options]
 ) -> Iterator[tuple[Any, ...]]:
-    """Return this rank's batches of ``data`` in one epoch, each with the weights of its samples; for loops of one's own.
+    """Return this rank's batches of ``data`` in one epoch, with the weights of the samples; for loops of one's own.
 
     Every rank gets the same number of steps. No messages; need not be called by all ranks. Each batch is a copy, so a
     memory map is read batch by batch, in the contiguous and strided orders by one slice each.
@@ -95,7 +95,7 @@ def _take(data: Any, indexes: npt.NDArray[np.int64]) -> Any:
 
 
 def _key(indexes: npt.NDArray[np.int64]) -> slice | npt.NDArray[np.int64]:
-    """Return the slice that takes ``indexes`` if there is one: it reads in a row, where an index array reads one by one."""
+    """Return the slice that takes ``indexes``, if there is one: a slice reads in a row, an index array one by one."""
     first, last = int(indexes[0]), int(indexes[-1])
     stride = int(indexes[1]) - first if len(indexes) > 1 else 1
     if stride > 0 and np.array_equal(indexes, np.arange(first, first + stride * len(indexes), stride)):

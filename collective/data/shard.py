@@ -1,8 +1,9 @@
 """Which samples a rank trains on in each step: arithmetic on positions, no messages, no framework.
 
-With n samples, S ranks and batches of B, global step s covers c = min(S B, n - s S B) samples, whatever the order. A rank
-averages its loss over B slots and the ranks' gradients are averaged with equal weight, so a sample of weight S B / c counts
-1 / c in the end: what it counts in one process that has all c samples. An unfilled slot holds a sample of weight 0.
+With n samples, S ranks and batches of B, global step s covers c = min(S B, n - s S B) samples, whatever the order. A
+rank averages its loss over B slots and the ranks' gradients are averaged with equal weight, so a sample of weight
+S B / c counts 1 / c in the end: what it counts in one process with all c samples. An unfilled slot repeats a sample
+with weight 0.
 """
 
 from __future__ import annotations
@@ -59,15 +60,15 @@ class Shard:
     Attributes:
         length: Number of samples of all ranks together. It and all options but ``rank`` are the same on every rank.
         batch_size: Slots in each batch of one rank; a step trains on ``size`` times as many.
-        order: ``strided``: rank r takes positions r, r + size, ...: step s of all ranks covers the samples that step s of
-            one process with batches of ``size * batch_size`` covers. ``contiguous``: rank r takes one block, for files
-            and pages read in a row; the first ``length % size`` ranks have one sample more. ``shuffled``: strided over
-            a random order that is the same on all ranks and another in each epoch.
-        uneven: What fills the last step. ``weight``: every sample once, an unfilled slot repeats a sample with weight 0,
-            the others weigh so much more that the average over ranks is that over the samples. ``mask``: the same
-            slots with weights 1 and 0, for sums over an epoch such as weighted metrics. ``pad``: goes on at the start of
-            the data, weights 1. ``drop``: leaves the incomplete last step out, weights 1; no step at all if
-            ``length < size * batch_size``.
+        order: ``strided``: rank r takes positions r, r + size, ...: step s of all ranks covers the samples that step s
+            of one process with batches of ``size * batch_size`` covers. ``contiguous``: rank r takes one block, for
+            files and pages read in a row; the first ``length % size`` ranks have one sample more. ``shuffled``:
+            strided over a random order that is the same on all ranks and another in each epoch.
+        uneven: What becomes of the last step where samples are too few to fill it. ``weight``: every sample once; an
+            unfilled slot repeats a sample with weight 0, the others weigh so much more that the average over ranks is
+            that over the samples. ``mask``: the same slots with weights 1 and 0, for sums over an epoch such as
+            weighted metrics. ``pad``: the same slots with weights 1: some samples count twice or more often.
+            ``drop``: that step is left out; no step at all if ``length < size * batch_size``.
         seed: Of the shuffled order, from 0.
         rank: This process; default: the job's, after ``init()``.
         size: Number of processes; default: the job's, after ``init()``.
@@ -117,15 +118,16 @@ class Shard:
         """Return the weights float32[batch_size] of ``step``; they depend on neither order nor epoch."""
         if self.uneven in ("pad", "drop"):
             return np.ones(self.batch_size, np.float32)
-        real = (self._slots(step) < self.samples).astype(np.float32)
         slots = self.size * self.batch_size
-        return real if self.uneven == "mask" else real * np.float32(slots / min(slots, self.length - step * slots))
+        filled = max(min(slots, self.length - step * slots), 1)  # an empty epoch's step 0 holds no sample
+        real = self._slots(step) < self.samples
+        return np.where(real, 1 if self.uneven == "mask" else slots / filled, 0).astype(np.float32)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Return the batches of ``epoch`` from step ``start`` on.
 
-        No messages; need not be called by all ranks. A shuffled epoch takes 16 bytes a sample of all ranks to begin with
-        and 8 while it lasts; the other orders take none.
+        No messages; need not be called by all ranks. A shuffled epoch takes 16 bytes a sample of all ranks to begin
+        with and 8 while it lasts; the other orders take none.
 
         Args:
             epoch: Number of the epoch, from 0; only the shuffled order depends on it.

@@ -25,56 +25,65 @@ def shard(
     """Return this rank's part of ``dataset`` in batches of static shape, with sample weights as Keras takes them.
 
     Every rank gets the same number of steps, and the result's cardinality says it. No messages; need not be called by
-    all ranks. Orders and weights are those of `collective.data.Shard`, sample by sample, but for one: ``shuffled`` deals
-    the samples out strided once, then each rank shuffles its own anew for every pass. So a rank that makes a pass more
-    than the others (a look at the first batch, say) never makes samples get lost.
+    all ranks. Orders and weights are those of `collective.data.Shard`, sample by sample, but for one: ``shuffled``
+    deals the samples out strided once, then each rank shuffles its own anew for every pass. So no sample gets lost
+    when one rank makes a pass more than the others (a look at the first batch, say).
 
     Reads: strided and shuffled, every rank reads the whole dataset and keeps its own, so shard file names or records
     and decode them in a ``map`` *after* this function; contiguous, it skips what comes before its block.
 
-    Keras leaves sample weights out of ``metrics``: pass them as ``weighted_metrics``, so that unfilled slots don't count.
-    For them to be exact over an epoch use ``uneven="mask"``, the choice for evaluation.
+    Keras leaves sample weights out of ``metrics``: pass them as ``weighted_metrics``, so that unfilled slots don't
+    count. For them to be exact over an epoch use ``uneven="mask"``, the choice for evaluation. New Keras warns that it
+    doesn't shuffle a dataset: ``fit(..., shuffle=False)`` says that it need not.
 
     Args:
         dataset: Single samples, not batches: x, (x, y) or (x, y, sample_weight), in the same order on every rank. So
             don't shuffle it before, but by ``order="shuffled"``.
         batch_size: Samples of one rank in one step.
-        length: Number of samples of ``dataset``, where it doesn't know it itself; reading another number is an error.
+        length: Number of samples, for a ``dataset`` that doesn't know it itself; a longer one is cut there, running out
+            of a shorter one is an error.
         shuffle_buffer: Samples in memory for the shuffled order; default: all of this rank's, an even shuffle.
         options: order, uneven, seed, rank, size: see `collective.data.Shard`.
 
     Returns:
-        A dataset of (x, y, sample_weight): y is None where ``dataset`` has none, sample_weight is float32[batch_size] or,
-        where ``dataset`` has one, that times ours.
+        A dataset of (x, y, sample_weight): y is None where ``dataset`` has none, sample_weight is float32[batch_size]
+        or, where ``dataset`` has one, that times ours.
 
     Raises:
-        ArgumentError: for a dataset of unknown or endless length, and what `Shard` refuses.
+        ArgumentError: for a dataset of unknown or endless length, elements Keras can't take, and what `Shard` refuses.
     """
+    _check_element(dataset.element_spec)
     plan = Shard(_length(dataset, length), batch_size, **options)
     if length is not None:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(plan.length))
+        dataset = dataset.take(length).apply(tf.data.experimental.assert_cardinality(length))
     batches = _samples(dataset, plan, shuffle_buffer).batch(batch_size, drop_remainder=True)
     return tf.data.Dataset.zip(batches, _weights(plan)).map(_with_weights).with_options(_options())
 
 
+def _check_element(spec: Any) -> None:
+    if isinstance(spec, tuple) and not 1 <= len(spec) <= 3:
+        raise ArgumentError(
+            "an element of the dataset is x, (x, y) or (x, y, sample_weight)",
+            received=f"a tuple of {len(spec)}",
+            fix="Put several inputs or targets into one nested tuple or dict: ((a, b), y)",
+        )
+
+
 def _length(dataset: tf.data.Dataset, length: int | None) -> int:
     known = int(dataset.cardinality())
-    if length is None and known >= 0:
-        return known
-    if length is None or known == tf.data.INFINITE_CARDINALITY:
+    if length is None and known < 0:
         raise ArgumentError(
             "the number of samples is known and finite, or ranks could take different numbers of steps",
             received=f"a dataset of {'endless' if known == tf.data.INFINITE_CARDINALITY else 'unknown'} length",
-            fix="Pass length=..., or apply tf.data.experimental.assert_cardinality(...) to a dataset of unknown length, "
-            "and take(...) to an endless one",
+            fix="Pass length=... or apply tf.data.experimental.assert_cardinality(...) to the dataset",
         )
-    if known >= 0 and known != length:
+    if length is not None and 0 <= known < length:
         raise ArgumentError(
-            "length is the number of samples of the dataset",
+            "the dataset has as many samples as length says",
             received=f"length={length} for a dataset of {known}",
             fix="Leave length out",
         )
-    return length
+    return known if length is None else length
 
 
 def _samples(dataset: tf.data.Dataset, plan: Shard, shuffle_buffer: int | None) -> tf.data.Dataset:
@@ -86,7 +95,7 @@ def _samples(dataset: tf.data.Dataset, plan: Shard, shuffle_buffer: int | None) 
                 fix="Pass order='shuffled', or leave shuffle_buffer out",
             )
         return _from_slot(dataset, plan, 0).take(plan.steps * plan.batch_size)
-    buffer = max(plan.samples, 1) if shuffle_buffer is None else shuffle_buffer
+    buffer = plan.length // plan.size + 1 if shuffle_buffer is None else shuffle_buffer
     check_number("shuffle_buffer", buffer, 1, fix="Pass the number of samples to hold in memory")
     # Ranks with one seed would shuffle alike, and neighbouring samples meet in the same step for ever.
     seed = int(np.random.SeedSequence([plan.seed, plan.rank]).generate_state(1)[0])
@@ -111,26 +120,19 @@ def _weights(plan: Shard) -> tf.data.Dataset:
 
 def _with_weights(batch: Any, weights: tf.Tensor) -> tuple[Any, Any, Any]:
     parts = batch if isinstance(batch, tuple) else (batch,)
-    if not 1 <= len(parts) <= 3:
-        raise ArgumentError(
-            "an element of the dataset is x, (x, y) or (x, y, sample_weight)",
-            received=f"a tuple of {len(parts)}",
-            fix="Put several inputs or targets into one nested tuple or dict: ((a, b), y)",
-        )
     x, y, own = (*parts, None, None)[:3]
     return x, y, weights if own is None else tf.nest.map_structure(lambda part: _product(part, weights), own)
 
 
 def _product(own: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Multiply sample weights [batch] or [batch, ...] of any dtype with ours, in float32 or their own floating dtype."""
+    """Multiply sample weights [batch] or [batch, ...] with ours, in their own floating dtype or float32."""
     own = own if own.dtype.is_floating else tf.cast(own, weights.dtype)
     return own * tf.cast(tf.reshape(weights, [-1] + [1] * (own.shape.rank - 1)), own.dtype)
 
 
 def _options() -> tf.data.Options:
     options = tf.data.Options()
-    # One dataset a process, already sharded: a strategy must not do it again. And ranks agree on the order, so a parallel
-    # map must keep it.
+    # A strategy must not shard a shard again, and a parallel map must keep the order: ranks deal out by number.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
     return options

@@ -1,0 +1,213 @@
+"""Every algorithm on the memory transport, for any number of ranks, length, segment size and order of operations."""
+
+import functools
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collective.algorithms import pairwise, ring, tree
+from collective.algorithms.choice import ALL_REDUCE, by_size
+from collective.algorithms.segments import even_bounds, segments
+from collective.engine.engine import Engine
+from collective.engine.fusion import buckets, pack, unpack
+from collective.errors import MismatchError, TransportError
+from collective.reduce_ops import Average, Max, Min, Product, Sum
+from collective.reduction import reduction_for
+from collective.settings import Settings
+from collective.transport.memory import run_ranks
+from collective.transport.patience import Patience
+
+RANKS = st.integers(1, 9)
+SEGMENT = st.sampled_from([64, 96, 1000, 1 << 20])
+FAST = settings(max_examples=60, deadline=None)
+
+
+def integers(rank, length, seed, dtype=np.float64):
+    return np.random.default_rng([seed, rank]).integers(-50, 50, length).astype(dtype)
+
+
+@pytest.mark.parametrize("name", ALL_REDUCE)
+@FAST
+@given(
+    size=RANKS,
+    length=st.integers(0, 700),
+    segment=SEGMENT,
+    op=st.sampled_from([Sum, Average, Min, Max, Product]),
+    dtype=st.sampled_from([np.float64, np.float32, np.int16, np.uint8, np.float16, ml_dtypes.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_all_reduce_equals_numpy(name, size, length, segment, op, dtype, seed):
+    dtype = np.dtype(dtype)
+    inputs = [(integers(rank, length, seed) % 3).astype(dtype) for rank in range(size)]
+
+    def one_rank(transport):
+        array = inputs[transport.rank].copy()
+        reduction = reduction_for(op, dtype, size)
+        reduction.prepare(array)
+        ALL_REDUCE[name](transport, array, reduction, segment)
+        return array
+
+    results = run_ranks(size, one_rank)
+    ufunc = {Sum: np.add, Average: np.add, Min: np.minimum, Max: np.maximum, Product: np.multiply}[op]
+    with np.errstate(all="ignore"):
+        expected = functools.reduce(ufunc, [i.astype(np.float64) if dtype.kind not in "iu" else i for i in inputs])
+        if op is Average:
+            expected = expected / size if dtype.kind not in "iu" else (expected // size)
+    tolerance = 0 if dtype.kind in "iu" else {2: 0.05, 4: 1e-5, 8: 1e-12}[dtype.itemsize]
+    np.testing.assert_allclose(results[0].astype(np.float64), np.float64(expected), rtol=tolerance, atol=tolerance)
+    assert all(result.tobytes() == results[0].tobytes() for result in results)
+
+
+@FAST
+@given(size=RANKS, lengths=st.lists(st.integers(0, 60), min_size=9, max_size=9), segment=SEGMENT)
+def test_ring_all_gather_fills_in_uneven_parts(size, lengths, segment):
+    bounds = np.concatenate([[0], np.cumsum(lengths[:size])]).tolist()
+
+    def one_rank(transport):
+        array = np.full(bounds[-1], -1.0)
+        start, stop = bounds[transport.rank], bounds[transport.rank + 1]
+        array[start:stop] = np.arange(start, stop)
+        ring.all_gather(transport, array, bounds, segment)
+        return array
+
+    for result in run_ranks(size, one_rank):
+        np.testing.assert_array_equal(result, np.arange(bounds[-1]))
+
+
+@FAST
+@given(size=RANKS, length=st.integers(0, 300), segment=SEGMENT)
+def test_ring_reduce_scatter_gives_each_rank_its_part(size, length, segment):
+    bounds = even_bounds(length, size)
+
+    def one_rank(transport):
+        array = integers(transport.rank, length, 0)
+        ring.reduce_scatter(transport, array, bounds, reduction_for(Sum, array.dtype, size), segment)
+        return array[bounds[transport.rank] : bounds[transport.rank + 1]]
+
+    expected = sum(integers(rank, length, 0) for rank in range(size))
+    np.testing.assert_array_equal(np.concatenate(run_ranks(size, one_rank)), expected)
+
+
+@FAST
+@given(size=RANKS, root=st.integers(0, 8), length=st.integers(0, 300), segment=SEGMENT)
+def test_tree_broadcast_reaches_all(size, root, length, segment):
+    root %= size
+
+    def one_rank(transport):
+        array = integers(transport.rank, length, 1)
+        tree.broadcast(transport, array, root, segment)
+        return array
+
+    for result in run_ranks(size, one_rank):
+        np.testing.assert_array_equal(result, integers(root, length, 1))
+
+
+@FAST
+@given(size=RANKS, seed=st.integers(0, 99))
+def test_pairwise_all_to_all_transposes(size, seed):
+    lengths = np.random.default_rng(seed).integers(0, 9, (size, size))
+
+    def one_rank(transport):
+        me = transport.rank
+        outgoing = [np.full(lengths[me, to], 100 * me + to) for to in range(size)]
+        incoming = [np.empty(lengths[source, me], np.int64) for source in range(size)]
+        pairwise.all_to_all(transport, outgoing, incoming)
+        return incoming
+
+    for me, incoming in enumerate(run_ranks(size, one_rank)):
+        for source, part in enumerate(incoming):
+            np.testing.assert_array_equal(part, np.full(lengths[source, me], 100 * source + me))
+
+
+@FAST
+@given(
+    size=st.integers(2, 5),
+    calls=st.lists(
+        st.tuples(st.sampled_from([*ALL_REDUCE, "by size"]), st.integers(0, 400), st.sampled_from(["f4", "i8"])),
+        min_size=2,
+        max_size=8,
+    ),
+    segment=SEGMENT,
+)
+def test_algorithms_that_follow_each_other_do_not_interfere(size, calls, segment):
+    def one_rank(transport):
+        results = []
+        for number, (name, length, dtype) in enumerate(calls):
+            array = integers(transport.rank, length, number, dtype)
+            algorithm = by_size if name == "by size" else ALL_REDUCE[name]
+            algorithm(transport, array, reduction_for(Sum, array.dtype, size), segment)
+            results.append(array)
+        return results
+
+    for results in run_ranks(size, one_rank):
+        for number, (result, (_, length, dtype)) in enumerate(zip(results, calls, strict=True)):
+            np.testing.assert_array_equal(result, sum(integers(rank, length, number, dtype) for rank in range(size)))
+
+
+def engine(transport, **options):
+    return Engine(transport, Settings(**options), Patience(0))
+
+
+def test_the_engine_tells_every_rank_of_a_mismatch_and_goes_on():
+    def one_rank(transport):
+        ranks = engine(transport)
+        array = np.ones(3 if transport.rank == 1 else 4)
+        with pytest.raises(MismatchError, match=r"ranks 0, 2: .*float64\[4\].*; rank 1: .*float64\[3\]") as caught:
+            ranks.allreduce([array], Sum, "weights")
+        again = np.ones(2)
+        ranks.allreduce([again], Sum, "weights")
+        return caught.value.received, again.tolist()
+
+    results = run_ranks(3, one_rank)
+    assert results == [results[0]] * 3
+    assert results[0][1] == [3.0, 3.0]
+
+
+@FAST
+@given(lengths=st.lists(st.integers(0, 50), max_size=12), limit=st.sampled_from([0, 64, 200, 10_000]))
+def test_buckets_hold_every_array_once_and_round_trip(lengths, limit):
+    arrays = [np.arange(length, dtype=("f4", "i8")[place % 2]) for place, length in enumerate(lengths)]
+    grouped = list(buckets(arrays, limit))
+    assert sorted(id(array) for bucket in grouped for array in bucket) == sorted(map(id, arrays))
+    for bucket in grouped:
+        assert len({array.dtype for array in bucket}) == 1
+        assert len(bucket) == 1 or sum(array.nbytes for array in bucket) <= limit
+        flat = pack(bucket)
+        unpack(flat * 2 if len(bucket) > 1 else np.multiply(flat, 2, out=flat), bucket)
+    for array, length in zip(arrays, lengths, strict=True):
+        np.testing.assert_array_equal(array, 2 * np.arange(length))
+
+
+@given(length=st.integers(0, 1000), parts=st.integers(1, 20))
+def test_even_bounds_differ_by_one_at_most(length, parts):
+    lengths = np.diff(even_bounds(length, parts))
+    assert lengths.sum() == length
+    assert sorted(lengths, reverse=True) == list(lengths)
+    assert lengths.max() - lengths.min() <= 1
+
+
+@given(length=st.integers(0, 1000), segment_bytes=st.integers(64, 500))
+def test_segments_cover_an_array_within_their_size(length, segment_bytes):
+    array = np.arange(length, dtype=np.float32)
+    parts = segments(array, segment_bytes)
+    np.testing.assert_array_equal(np.concatenate(parts), array)
+    assert all(part.nbytes <= segment_bytes + 4 for part in parts)
+
+
+def test_the_memory_transport_refuses_a_receive_of_another_size():
+    def one_rank(transport):
+        if transport.rank == 0:
+            transport.send(np.zeros(3), 1).wait()
+        else:
+            transport.receive(np.zeros(2), 0).wait()
+
+    with pytest.raises(TransportError, match="sent=24 bytes, receive=16 bytes"):
+        run_ranks(2, one_rank)
+
+
+def test_the_memory_transport_gives_up_on_a_message_that_never_comes():
+    with pytest.raises(TransportError, match=r"nothing in 0\.2 s"):
+        run_ranks(2, lambda transport: transport.receive(np.zeros(1), 1 - transport.rank).wait(), timeout=0.2)
