@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 
+from collective import __version__
 from collective.errors import CollectiveError
 
-DISTRIBUTION = "collective-training"
+PURPOSE = "Train on many processes and machines over MPI."
 ERROR_STATUS = 2
 
 # name: (module with add_arguments(parser) and run(arguments) -> exit status, what it does)
@@ -37,21 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="collective", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"collective {_version()}")
+    parser = argparse.ArgumentParser(prog="collective", description=PURPOSE, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"collective {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (module, purpose) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=purpose, description=purpose, allow_abbrev=False)
         if name == chosen:
             importlib.import_module(module).add_arguments(subparser)
     return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return "(run from its source folder, not installed)"
 
 
 if __name__ == "__main__":

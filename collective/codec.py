@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,13 +80,13 @@ def _from_json(value: Any) -> Any:
     return _READERS[tag](content)
 
 
-def _array(content: list[Any]) -> np.ndarray:
+def _array(content: list[Any]) -> Any:
     name, shape, data = content
     dtype = dtypes.BFLOAT16 if name == dtypes.BFLOAT16.name else np.dtype(name)
     return np.frombuffer(base64.b64decode(data), np.uint8).copy().view(dtype).reshape(shape)
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Any], Any]] = {
     "tuple": lambda content: tuple(_from_json(item) for item in content),
     "set": lambda content: {_from_json(item) for item in content},
     "frozenset": lambda content: frozenset(_from_json(item) for item in content),

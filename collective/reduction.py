@@ -16,6 +16,9 @@ from collective import dtypes
 from collective.errors import ArgumentError
 from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
 
+InPlace = Callable[[np.ndarray], None]
+Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
 UFUNCS: dict[ReduceOp, np.ufunc] = {
     Average: np.add,
     Sum: np.add,
@@ -43,9 +46,9 @@ class Reduction:
 
     op: ReduceOp
     dtype: np.dtype
-    prepare: Callable[[np.ndarray], None]
-    combine: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
-    finish: Callable[[np.ndarray], None]
+    prepare: InPlace
+    combine: Combine
+    finish: InPlace
 
 
 def reduction_for(op: ReduceOp, dtype: np.dtype, size: int) -> Reduction:
@@ -61,7 +64,8 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int) -> Reduction:
         raise ArgumentError("a bool has no average", received="op=Average, dtype=bool", fix="Use Sum (or), or a number")
     if op in (Min, Max) and dtype.kind == "c":
         raise ArgumentError("complex numbers have no order", received=f"op={op!r}, dtype={dtype}", fix="Use Sum")
-    prepare = finish = _nothing
+    prepare: InPlace = _nothing
+    finish: InPlace = _nothing
     combine = _plain(UFUNCS[op])
     if dtypes.is_half(dtype):
         combine = _widened(UFUNCS[op])
@@ -76,14 +80,14 @@ def _nothing(values: np.ndarray) -> None:
     pass
 
 
-def _plain(ufunc: np.ufunc) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+def _plain(ufunc: np.ufunc) -> Combine:
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
         ufunc(lower, higher, out=out)
 
     return combine
 
 
-def _widened(ufunc: np.ufunc) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+def _widened(ufunc: np.ufunc) -> Combine:
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
         for start in range(0, lower.size, BLOCK):
             block = slice(start, start + BLOCK)
@@ -93,7 +97,7 @@ def _widened(ufunc: np.ufunc) -> Callable[[np.ndarray, np.ndarray, np.ndarray], 
     return combine
 
 
-def _divide(size: int, by: Callable[[np.ndarray, int], None]) -> Callable[[np.ndarray], None]:
+def _divide(size: int, by: Callable[[np.ndarray, int], None]) -> InPlace:
     def divide(values: np.ndarray) -> None:
         by(values, size)
 

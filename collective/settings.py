@@ -14,6 +14,9 @@ ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
+_TYPES: dict[str, type[str] | type[int] | type[float]] = {"str": str, "int": int, "float": float}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a user may set; ``COLLECTIVE_SEGMENT_BYTES=65536`` sets ``segment_bytes`` and so on.
@@ -49,7 +52,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     Raises:
         SettingError: for an unknown ``COLLECTIVE_...`` name or a value that is not allowed.
     """
-    types = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
+    types = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(Settings)}
     values: dict[str, str | int | float] = {}
     for variable, text in environment.items():
         if not variable.startswith(PREFIX):
@@ -65,7 +68,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         try:
             values[name] = types[name](text)
         except ValueError:
-            kind = {int: "a whole number", float: "a number"}[types[name]]
+            kind = "a whole number" if types[name] is int else "a number"
             raise SettingError(f"{variable} is {kind}", received=f"{variable}={text}") from None
     return Settings(**values)  # type: ignore[arg-type]  # each value was made by its field's own type
 

@@ -163,10 +163,9 @@ def _mpi_is_up() -> bool:
 
 def _shutdown_at_exit() -> None:
     """Leave with the others, or end the job: a rank that exits early must not let them wait."""
-    ending = _world
+    ending = backend()
     try:
         shutdown()
     except MismatchError as error:
-        assert ending is not None
-        crash.report(ending.backend.topology.where, f"this rank has come to its end, others have not ({error})")
-        ending.backend.abort(1)
+        crash.report(ending.topology.where, f"this rank has come to its end, others have not ({error})")
+        ending.abort(1)

@@ -13,6 +13,7 @@ the forwarding of segments as in pipelined rings (Chan et al., "Collective commu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,7 +69,7 @@ def _rotate(
     """
     rank, size = transport.rank, transport.size
     left, right = (rank - 1) % size, (rank + 1) % size
-    longest = max(stop - start for start, stop in zip(bounds, bounds[1:], strict=False))
+    longest = max(stop - start for start, stop in itertools.pairwise(bounds))
     count = segment_count(longest, array.itemsize, segment_bytes)
     adding_steps = size - 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 
@@ -22,4 +24,4 @@ def segment_count(elements: int, itemsize: int, segment_bytes: int) -> int:
 def segments(array: np.ndarray, segment_bytes: int) -> list[np.ndarray]:
     """Views of a flat ``array`` in order, each of about ``segment_bytes`` bytes at most; an empty array has one."""
     bounds = even_bounds(array.size, segment_count(array.size, array.itemsize, segment_bytes))
-    return [array[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [array[start:stop] for start, stop in itertools.pairwise(bounds)]

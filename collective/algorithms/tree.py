@@ -60,7 +60,7 @@ def broadcast(transport: Transport, array: np.ndarray, root: int, segment_bytes:
 
 def _neighbours(rank: int, size: int) -> tuple[int | None, list[int]]:
     """Parent and children of ``rank`` in the binomial tree with root 0; a child's subtree holds higher ranks only."""
-    children = []
+    children: list[int] = []
     distance = 1
     while distance < size:
         if rank & distance:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def buckets(arrays: Sequence[np.ndarray], bucket_bytes: int) -> Iterator[list[np.ndarray]]:
-    """Group ``arrays`` into lists of one dtype and at most ``bucket_bytes`` bytes, in order; a larger one goes alone."""
+    """Group ``arrays``, in order, into lists of one dtype and at most ``bucket_bytes``; a larger array goes alone."""
     open_buckets: dict[np.dtype, list[np.ndarray]] = {}
     for array in arrays:
         bucket = open_buckets.setdefault(array.dtype, [])

@@ -8,6 +8,7 @@ exchange the texts and all raise the same error.
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def gather_texts(transport: Transport, text: str) -> list[str]:
     everything = np.empty(bounds[-1], np.uint8)
     everything[bounds[transport.rank] : bounds[transport.rank + 1]] = mine
     ring.all_gather(transport, everything, bounds, SEGMENT)
-    pieces = (everything[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False))
+    pieces = (everything[start:stop] for start, stop in itertools.pairwise(bounds))
     return [piece.tobytes().decode(errors="replace") for piece in pieces]
 
 

@@ -2,6 +2,7 @@
 
 from collective.collectives import allgather as allgather
 from collective.collectives import allreduce as allreduce
+from collective.collectives import barrier as barrier
 from collective.collectives import broadcast as broadcast
 from collective.collectives import reducescatter as reducescatter
 from collective.keras import callbacks as callbacks

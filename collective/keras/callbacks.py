@@ -122,7 +122,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
         self.start_epoch, self.end_epoch = start_epoch, end_epoch
         self.momentum_correction, self.steps_per_epoch = momentum_correction, steps_per_epoch
         self.staircase = staircase or not callable(multiplier)
-        self.multiplier: Callable[[float], float] = multiplier if callable(multiplier) else lambda epoch: multiplier
+        self.multiplier: Callable[[float], float] = multiplier if callable(multiplier) else lambda _: multiplier
         self._epoch = 0
 
     def on_train_begin(self, logs: Logs | None = None) -> None:

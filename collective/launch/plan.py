@@ -18,13 +18,17 @@ class Plan:
         command: The program and its arguments.
         hosts: Hosts with the ranks that each will run as ``slots``; empty: this machine, or the scheduler's allocation.
         remote: Whether a host is another machine than this one.
+        head: This machine's address as the other hosts see it; empty: not known.
+        head_interface: The network interface with that address; empty: not known.
         scheduled: Whether a scheduler's allocation says where the ranks go.
         forward: Names of the environment variables that remote ranks get.
+        threads: Compute threads for each rank, unless the user says otherwise; 0: leave them alone.
         crowded: Whether a host has more ranks than cores.
         oversubscribe: Whether more ranks than slots are allowed.
         eager_bytes: Message size up to which a sender does not wait for its receiver.
+        infiniband: Whether this machine has InfiniBand or its like.
         launch_agent: Program used in place of ssh; empty: the MPI's own.
-        interface: Network to use, as interface name or as address range such as ``10.0.0.0/24``; empty: the MPI's choice.
+        interface: Network to use, by interface name or address range (``10.0.0.0/24``); empty: the MPI's choice.
         mpi_args: Further arguments for the MPI's launcher.
         as_root: Whether the user is root.
     """
@@ -33,11 +37,15 @@ class Plan:
     command: tuple[str, ...]
     hosts: tuple[Host, ...] = ()
     remote: bool = False
+    head: str = ""
+    head_interface: str = ""
     scheduled: bool = False
     forward: tuple[str, ...] = ()
+    threads: int = 0
     crowded: bool = False
     oversubscribe: bool = False
     eager_bytes: int = 0
+    infiniband: bool = False
     launch_agent: str = ""
     interface: str = ""
     mpi_args: tuple[str, ...] = ()
@@ -45,7 +53,7 @@ class Plan:
 
     @property
     def host_list(self) -> str:
-        """The hosts with their ranks as ``a:2,b:1``, a notation that every MPI reads."""
+        """The hosts with their ranks as ``a:2,b:1``, which all but Intel MPI read."""
         return ",".join(f"{host.name}:{host.slots}" for host in self.hosts)
 
 
@@ -67,7 +75,7 @@ def place(ranks: int, hosts: Sequence[Host], oversubscribe: bool) -> tuple[Host,
     if sum(limits) < ranks:
         counts = ", ".join(f"{host.name}:{limit}" for host, limit in zip(hosts, limits, strict=True))
         raise LaunchError(
-            f"the hosts take at most {sum(limits)} ranks ({'max-slots' if oversubscribe else 'the sum of their slots'})",
+            f"the hosts take at most {sum(limits)} ranks, the sum of their {'max-slots' if oversubscribe else 'slots'}",
             received=f"-np {ranks} with {counts}",
             fix="Raise max-slots"
             if oversubscribe

@@ -35,12 +35,14 @@ class Transport(Protocol):
     Attributes:
         rank: Number of this rank.
         size: Number of ranks.
-        native: What the transport can do beyond messages; None: nothing.
     """
 
     rank: int
     size: int
-    native: Native | None
+
+    @property
+    def native(self) -> Native | None:
+        """What the transport can do beyond messages; None: nothing."""
 
     def send(self, buffer: np.ndarray, to: int) -> Request:
         """Start to send ``buffer`` to rank ``to``."""

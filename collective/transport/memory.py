@@ -76,7 +76,7 @@ class Channel:
 class MemoryTransport:
     """One thread's end of the channels."""
 
-    native = None
+    native: None = None
 
     def __init__(self, rank: int, channels: dict[tuple[int, int], Channel], size: int, timeout: float) -> None:
         self.rank, self.size = rank, size

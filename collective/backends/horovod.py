@@ -1,0 +1,349 @@
+"""Horovod's core as backend: NumPy arrays travel through its TensorFlow operations, whatever their dtype.
+
+Three facts of Horovod 0.28.1 under eager TensorFlow, measured, shape this file:
+
+- Its core knows every eager operation of one kind by one name, whatever name is given: ranks that ask for different
+  kinds would wait for each other for ever. So every method's first operation is an all-reduce: either the data's own,
+  with a mark in its shape (Horovod checks shapes), or one that compares what the ranks are about to do (1 to 2 ms).
+- Named operations exist in graphs only, and running a graph inside ``tf.numpy_function`` needs a second one of
+  TensorFlow's inter-op threads: with one such thread that is a deadlock. Eager operations run in the caller's thread.
+- All-reduce knows 7 dtypes, and its minimum of NaN or of zeros of either sign can differ between ranks. The rest is
+  moved as bytes and reduced here, in rank order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import math
+import os
+import re
+import sys
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from collective.backends.base import Backend
+from collective.dtypes import BFLOAT16, FLOAT16, byte_view
+from collective.errors import LaunchError, MismatchError, TransportError
+from collective.reduce_ops import Max, Min, Product, ReduceOp
+from collective.reduction import reduction_for
+from collective.topology import Topology
+
+FLOATS = frozenset((FLOAT16, np.dtype(np.float32), np.dtype(np.float64)))
+INTEGERS = frozenset(map(np.dtype, (np.uint8, np.int8, np.int32, np.int64)))
+# dtype -> a dtype of Horovod's in which sums and products come out the same once they are cast back.
+CARRIERS: dict[np.dtype, np.dtype] = {
+    BFLOAT16: np.dtype(np.float32),
+    np.dtype(np.int16): np.dtype(np.int32),
+    np.dtype(np.uint16): np.dtype(np.int32),
+    np.dtype(np.uint32): np.dtype(np.int64),
+    np.dtype(np.uint64): np.dtype(np.int64),
+}
+# Horovod counts in C ints; a broadcast is cut so that neither they overflow nor the copies fill the memory.
+BROADCAST_BYTES = 64 * 1024 * 1024
+# A mark is up to 96 ones before and up to 96 ones behind a shape; TensorFlow allows 254 dimensions.
+MARKS = 97
+COMPARE_SHAPE = (*(1,) * MARKS, -1)
+TEXT_BYTES = 240
+
+
+def is_available() -> bool:
+    """Tell whether Horovod is installed, without loading it or TensorFlow."""
+    return importlib.util.find_spec("horovod") is not None and importlib.util.find_spec("tensorflow") is not None
+
+
+class HorovodBackend(Backend):
+    """A job whose data Horovod's core carries, over MPI or Gloo; starting it loads TensorFlow.
+
+    Each of Horovod's operations costs 1.1 to 2.2 ms besides its bytes: its background thread wakes every millisecond.
+    An all-reduce is one of them for each dtype; everything else is at least two.
+
+    Raises:
+        LaunchError: if Horovod is not installed, does not fit the installed TensorFlow, or can't start.
+    """
+
+    name = "horovod"
+
+    def __init__(self) -> None:
+        # Only where the user has said nothing: one line for each rank about CPU instructions.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+        fix = "Run: python -m collective install-horovod"
+        try:
+            import tensorflow
+            from horovod.tensorflow import mpi_ops
+        except ImportError as error:
+            raise LaunchError(
+                "the horovod backend needs Horovod and TensorFlow", received=str(error), fix=fix
+            ) from error
+        except tensorflow.errors.NotFoundError as error:
+            fix = f"{fix} --force"
+            raise LaunchError("Horovod fits the installed TensorFlow", received=str(error), fix=fix) from error
+        self._tf, self._hvd = tensorflow, mpi_ops
+        try:
+            mpi_ops.init()
+        except ValueError as error:
+            raise LaunchError("Horovod starts", received=str(error), fix="See its own lines above") from error
+        self.topology = Topology(
+            rank=mpi_ops.rank(),
+            size=mpi_ops.size(),
+            local_rank=mpi_ops.local_rank(),
+            local_size=mpi_ops.local_size(),
+            cross_rank=mpi_ops.cross_rank(),
+            cross_size=mpi_ops.cross_size(),
+        )
+        self._turn = threading.Lock()
+
+    def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
+        """Reduce each array over all ranks, in place; arrays that share a dtype travel as one.
+
+        Costs of each dtype that Horovod can add: one all-reduce and two copies. Of the others: an all-to-all and an
+        all-gather, together the bytes of a ring all-reduce.
+        """
+        groups: dict[np.dtype, list[np.ndarray]] = {}
+        for array in arrays:
+            reduction_for(op, array.dtype, self.topology.size)  # refuses what has no meaning before anything travels
+            if array.size:
+                groups.setdefault(array.dtype, []).append(array.reshape(-1))
+        by_horovod = [dtype for dtype in groups if carrier_of(op, dtype)]
+        by_bytes = [dtype for dtype in groups if not carrier_of(op, dtype)]
+        with self._calling(f"allreduce {name!r}: {op!r} of {_kinds(arrays)}") as line:
+            if not by_horovod:
+                self._compare(line)
+            for dtype in by_horovod:
+                self._allreduce_alike(groups[dtype], op, line)
+            for dtype in by_bytes:
+                packed = np.concatenate(groups[dtype])
+                mine = self._reduce_share(packed, _shares(packed.size, self.topology.size), op)
+                _unpack(_from_rows(self._gather(_to_rows(mine)), packed), groups[dtype])
+
+    def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
+        """Concatenate the ranks' arrays along axis 0; moves every rank's bytes to every rank."""
+        array = np.atleast_1d(array)
+        with self._calling(f"allgather {name!r}: {array.dtype} in rows of {list(array.shape[1:])}") as line:
+            self._compare(line)
+            return _from_rows(self._gather(_to_rows(array)), array)
+
+    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
+        """Overwrite each array with the root's, packed into messages of up to ``BROADCAST_BYTES``."""
+        with self._calling(f"broadcast {name!r}: root {root}, {_kinds(arrays)}") as line:
+            self._compare(line)
+            for parts in _pack([byte_view(array) for array in arrays], BROADCAST_BYTES):
+                with self._eager():
+                    tensor = self._tf.convert_to_tensor(np.concatenate(parts))
+                    received = _view(self._hvd.broadcast(tensor, root))
+                _unpack(received, parts)
+
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
+        """Reduce and return this rank's rows of axis 0; an all-to-all of (N-1)/N of the bytes, added in rank order."""
+        reduction_for(op, array.dtype, self.topology.size)
+        with self._calling(f"reducescatter {name!r}: {op!r} of {_kinds([array])}") as line:
+            self._compare(line)
+            counts = _shares(array.shape[0], self.topology.size)
+            row = math.prod(array.shape[1:])
+            mine = self._reduce_share(array.reshape(-1), [count * row for count in counts], op)
+            return mine.reshape(counts[self.topology.rank], *array.shape[1:])
+
+    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Send ``splits[r]`` rows to each rank r; returns the rows received and the count from each, as int64."""
+        with self._calling(f"alltoall {name!r}: {array.dtype} in rows of {list(array.shape[1:])}") as line:
+            self._compare(line)
+            received, counts = self._exchange(_to_rows(array), splits)
+            return _from_rows(received, array), counts
+
+    def barrier(self, name: str) -> None:
+        """Return once every rank has called it; one all-reduce of 16 bytes."""
+        with self._calling(f"barrier {name!r}") as line:
+            self._compare(line)
+
+    def refuse(self, operation: str, reason: str) -> None:
+        """Tell the other ranks that this one can't take part in ``operation``, so that they raise as well."""
+        with contextlib.suppress(MismatchError), self._calling(f"{operation}: refused: {reason}") as line:
+            self._compare(line)
+
+    def shutdown(self) -> None:
+        """Leave the job; Horovod finalises MPI if it had started it."""
+        self._hvd.shutdown()
+
+    def abort(self, status: int) -> None:
+        """End this process at once with ``status`` (1 for 0), on which mpirun and horovodrun end the others.
+
+        Measured: the others are gone within a second; mpirun ends with ``status``, ``horovodrun --gloo`` with 1.
+        """
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status or 1)
+
+    def _allreduce_alike(self, flats: list[np.ndarray], op: ReduceOp, line: str) -> None:
+        """Reduce flat arrays of one dtype by Horovod's all-reduce; ``line`` has to be the same on all ranks."""
+        dtype = flats[0].dtype
+        reduction = reduction_for(op, dtype, self.topology.size)
+        packed = np.concatenate(flats)
+        reduction.prepare(packed)
+        mark = zlib.crc32(line.encode())
+        shape = (*(1,) * (mark % MARKS), -1, *(1,) * (mark // MARKS % MARKS))
+        number = {Min: self._hvd.Min, Max: self._hvd.Max, Product: self._hvd.Product}.get(op, self._hvd.Sum)
+        _unpack(self._reduce(packed.astype(carrier_of(op, dtype), copy=False), shape, number), flats)
+        for flat in flats:
+            if dtype in FLOATS or dtype == BFLOAT16:
+                _same_nan(flat)
+            reduction.finish(flat)
+
+    def _reduce(self, flat: np.ndarray, shape: tuple[int, ...], op: int) -> np.ndarray:
+        """Run Horovod's all-reduce on ``flat``, seen by Horovod as ``shape``; returns a flat view of the result."""
+        with self._eager():
+            reduced = self._hvd._allreduce(self._tf.reshape(flat, shape), op=op)
+            flat_view: np.ndarray = _view(self._tf.reshape(reduced, (-1,)))
+            return flat_view
+
+    def _reduce_share(self, flat: np.ndarray, counts: Sequence[int], op: ReduceOp) -> np.ndarray:
+        """Reduce ``flat`` over all ranks and return the part of this rank: ``counts[rank]`` elements."""
+        size = self.topology.size
+        reduction = reduction_for(op, flat.dtype, size)
+        prepared = flat.copy()
+        reduction.prepare(prepared)
+        received, _ = self._exchange(_to_rows(prepared), counts)
+        parts = _from_rows(received, flat).reshape(size, -1)
+        total = parts[0].copy()
+        for part in parts[1:]:
+            reduction.combine(total, part, total)
+        reduction.finish(total)
+        return total
+
+    def _compare(self, line: str) -> None:
+        """Raise on every rank alike unless all ranks have the same ``line``, which says what they are about to do."""
+        digest = int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "little") >> 2
+        extremes = self._reduce(np.array([digest, -digest], np.int64), COMPARE_SHAPE, self._hvd.Max)
+        if extremes[0] != -extremes[1]:
+            raise self._mismatch(line)
+
+    @contextlib.contextmanager
+    def _same_calls(self, line: str) -> Iterator[None]:
+        """Name the ranks that differ, once Horovod's coordinator has found that they do and told all of them."""
+        try:
+            yield
+        except self._tf.errors.FailedPreconditionError as error:
+            raise self._mismatch(line) from error
+
+    def _mismatch(self, line: str) -> MismatchError:
+        return MismatchError(
+            "all ranks call the same operations in the same order, with the same names, shapes and dtypes",
+            received=self._all_texts(line),
+            fix="Look for a branch, a loop or a data shard that differs between these ranks",
+            operation=line.partition(":")[0],
+            where=self.topology.where,
+        )
+
+    def _all_texts(self, line: str) -> str:
+        """Gather a line of every rank for an error message."""
+        own = np.frombuffer(line.encode()[:TEXT_BYTES].ljust(TEXT_BYTES), np.uint8)
+        ranks: dict[str, list[str]] = {}
+        for rank, row in enumerate(self._gather(own.reshape(1, -1))):
+            ranks.setdefault(row.tobytes().decode(errors="replace").rstrip(), []).append(str(rank))
+        return "; ".join(f"rank{'s'[: len(who) - 1]} {', '.join(who)}: {text}" for text, who in ranks.items())
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        with self._eager():
+            gathered: np.ndarray = _view(self._hvd.allgather(self._tf.convert_to_tensor(rows)))
+            return gathered
+
+    def _exchange(self, rows: np.ndarray, splits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        with self._eager():
+            counts = self._tf.constant(list(splits), self._tf.int32)
+            received, received_counts = self._hvd.alltoall(self._tf.convert_to_tensor(rows), counts)
+            return _view(received), received_counts.numpy().astype(np.int64)
+
+    @contextlib.contextmanager
+    def _eager(self) -> Iterator[None]:
+        """Run operations at once and on the CPU, also where a graph is being traced or TensorFlow prefers a GPU."""
+        with self._tf.init_scope(), self._tf.device("/cpu:0"):
+            yield
+
+    @contextlib.contextmanager
+    def _calling(self, line: str) -> Iterator[str]:
+        """Turn the errors of Horovod's core into ours; ``line`` is what this rank calls, with all its arguments."""
+        errors = self._tf.errors
+        # Overflow and NaN are the user's numbers, not a warning of one rank.
+        ignored = np.errstate(all="ignore")
+        try:
+            with self._turn, ignored, self._same_calls(line):
+                yield line
+        except errors.OpError as error:
+            raise TransportError(
+                "all ranks take part until the operation is done",
+                received=re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error), flags=re.DOTALL),
+                fix="Look for the first error of another rank",
+                operation=line.partition(":")[0],
+                where=self.topology.where,
+            ) from error
+
+
+def carrier_of(op: ReduceOp, dtype: np.dtype) -> np.dtype | None:
+    """Tell the dtype in which Horovod's all-reduce gives the right result; None: in none."""
+    if dtype in INTEGERS or (dtype in FLOATS and op not in (Min, Max)):
+        return dtype
+    return None if op in (Min, Max) else CARRIERS.get(dtype)
+
+
+def _kinds(arrays: Sequence[np.ndarray]) -> str:
+    return ", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays)
+
+
+def _view(tensor: object) -> np.ndarray:
+    """View an eager tensor's memory, read-only, without a copy."""
+    return np.asarray(memoryview(tensor))  # type: ignore[arg-type]  # a buffer, which TensorFlow's hints don't tell
+
+
+def _shares(rows: int, size: int) -> list[int]:
+    return [rows // size + (rank < rows % size) for rank in range(size)]
+
+
+def _to_rows(array: np.ndarray) -> np.ndarray:
+    """View an array as a matrix of integers, one row for each of its rows: int64 where those fit, else bytes."""
+    row_bytes = math.prod(array.shape[1:]) * array.itemsize
+    if row_bytes == 0:  # one integer stands for a row without elements, so that their number travels
+        return np.zeros((array.shape[0], 1), np.int64)
+    rows = byte_view(array).reshape(array.shape[0], row_bytes)
+    return rows if row_bytes % 8 else rows.view(np.int64)
+
+
+def _from_rows(rows: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Copy rows made by ``_to_rows`` into a new array with the dtype and row shape of ``like``."""
+    result = np.empty((rows.shape[0], *like.shape[1:]), like.dtype)
+    if result.size:
+        byte_view(result)[:] = byte_view(rows)
+    return result
+
+
+def _pack(views: Sequence[np.ndarray], limit: int) -> Iterator[list[np.ndarray]]:
+    """Cut flat arrays into lists of parts that have at most ``limit`` elements together."""
+    parts: list[np.ndarray] = []
+    room = limit
+    for whole in views:
+        rest = whole
+        while rest.size:
+            parts.append(rest[:room])
+            rest, room = rest[room:], room - parts[-1].size
+            if room == 0:
+                yield parts
+                parts, room = [], limit
+    if parts:
+        yield parts
+
+
+def _unpack(packed: np.ndarray, parts: Sequence[np.ndarray]) -> None:
+    """Copy a flat array piece by piece into flat parts."""
+    start = 0
+    for part in parts:
+        part[...] = packed[start : start + part.size]
+        start += part.size
+
+
+def _same_nan(values: np.ndarray) -> None:
+    """Give all NaN the same bits: which operand's bits a sum keeps depends on the rank that computes it."""
+    nans = np.isnan(values)
+    if nans.any():
+        values[nans] = np.nan

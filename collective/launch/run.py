@@ -1,0 +1,159 @@
+"""``collective run``: start a program on many processes, with the launcher of the MPI that its Python has."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from collective import launched
+from collective.errors import LaunchError
+from collective.launch import dialects, environment, hostfile, library, machines
+from collective.launch.plan import Plan, place
+from collective.settings import from_environment
+
+# What a message carries beside its segment: the MPI's own header, and a little.
+HEADER_BYTES = 4096
+EXAMPLE = "collective run -np 4 python train.py"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``collective run``."""
+    parser.usage = "collective run -np N [-H HOST:N,... | --hostfile FILE] [options] [--] COMMAND ..."
+    parser.add_argument("-np", "-n", dest="ranks", metavar="N", help="number of processes")
+    parser.add_argument("-H", "--hosts", metavar="HOST:N,...", help="hosts and their slots; default: this machine")
+    parser.add_argument("--hostfile", type=Path, metavar="FILE", help="hosts and their slots, in any MPI's notation")
+    parser.add_argument("--oversubscribe", action="store_true", help="allow more ranks than the hosts have slots")
+    parser.add_argument(
+        *("-x", "--env"),
+        action="append",
+        default=[],
+        dest="variables",
+        metavar="NAME[=VALUE]",
+        help="pass an environment variable to all ranks (COLLECTIVE_*, PYTHON*, OMP_* and their like go by themselves)",
+    )
+    parser.add_argument(
+        "--interface", default="", metavar="NET", help="network to use: eth0, or 10.0.0.0/24 (Open MPI)"
+    )
+    parser.add_argument(
+        "--launch-agent", default="", metavar="PATH", help="program to start ranks with, in place of ssh"
+    )
+    parser.add_argument(
+        "--mpi-args", default="", metavar="ARGS", help='for the MPI\'s launcher, as in --mpi-args="-v --tag-output"'
+    )
+    parser.add_argument("--verbose", action="store_true", help="print the launcher's command line, then run it")
+    parser.add_argument("--dry-run", action="store_true", help="print the launcher's command line and stop")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Become the MPI's launcher, so that its exit status is ours and signals reach it; returns only after a dry run."""
+    asked_for = environment.assigned(arguments.variables, os.environ)
+    theirs = {**os.environ, **asked_for}
+    plan = _plan(arguments, theirs, asked_for)
+    program = plan.command[0]
+    line = dialects.build(plan, library.find(program if _is_python(program) else sys.executable))
+    defaults = {name: value for name, value in line.environment.items() if name not in theirs}
+    if arguments.verbose or arguments.dry_run:
+        # Only values chosen here are shown: the user's own may be secrets.
+        shown = [f"{name}={value}" for name, value in defaults.items()]
+        text = shlex.join(["env", *shown, *line.arguments])
+        print(text, file=sys.stdout if arguments.dry_run else sys.stderr, flush=True)
+    if arguments.dry_run:
+        return 0
+    return os.execve(line.arguments[0], line.arguments, theirs | defaults)  # noqa: S606  # no shell is wanted
+
+
+def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for: Iterable[str]) -> Plan:
+    """Check what the user asked for against this machine; ``variables`` includes the user's ``-x``, ``asked_for``."""
+    above = launched.detect(variables)
+    if above and above.size > 1:
+        raise LaunchError(
+            "a job is started once",
+            received=f"'collective run' inside a job of {above.size} processes, started by {above.launcher.name}",
+            fix="Leave one of the two launchers out",
+        )
+    command = _command(arguments.command)
+    ranks = _ranks(arguments.ranks)
+    named = _hosts(arguments)
+    allocated = machines.allocated(variables)
+    hosts = place(ranks, named, arguments.oversubscribe) if named else ()
+    remote = not all(machines.is_local(host.name) for host in hosts)
+    if arguments.launch_agent and not shutil.which(arguments.launch_agent):
+        raise LaunchError("--launch-agent is a program", received=f"--launch-agent {arguments.launch_agent}")
+    if remote and not arguments.launch_agent and not allocated:
+        machines.check(hosts)
+    # The other hosts are taken to be like this one; a scheduler has its own count of cores.
+    cores, most = machines.cores(), max((host.slots for host in hosts), default=ranks)
+    scheduled = allocated and not hosts
+    head = machines.address_towards(hosts) if remote else ""
+    return Plan(
+        ranks=ranks,
+        command=command,
+        hosts=hosts,
+        remote=remote,
+        head=head,
+        head_interface=machines.interface_of(head) if head else "",
+        scheduled=scheduled,
+        forward=environment.forwarded(variables, asked_for),
+        threads=0 if scheduled else max(1, cores // most),
+        crowded=not scheduled and most > cores,
+        oversubscribe=arguments.oversubscribe,
+        eager_bytes=from_environment(variables).segment_bytes + HEADER_BYTES,
+        infiniband=machines.has_infiniband(),
+        launch_agent=arguments.launch_agent and os.path.abspath(shutil.which(arguments.launch_agent) or ""),
+        interface=arguments.interface,
+        mpi_args=_words(arguments.mpi_args),
+        as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
+    )
+
+
+def _ranks(text: str | None) -> int:
+    if text is None or not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise LaunchError(
+            "-np N says how many processes to start, a whole number from 1",
+            received="no -np" if text is None else f"-np {text}",
+        )
+    return int(text)
+
+
+def _hosts(arguments: argparse.Namespace) -> tuple[hostfile.Host, ...]:
+    if arguments.hosts is not None and arguments.hostfile is not None:
+        raise LaunchError(
+            "the hosts come from -H or from --hostfile",
+            received=f"-H {arguments.hosts} --hostfile {arguments.hostfile}",
+            fix="Leave one of them out",
+        )
+    if arguments.hostfile is not None:
+        return hostfile.read(arguments.hostfile)
+    return () if arguments.hosts is None else hostfile.parse_list(arguments.hosts)
+
+
+def _command(words: list[str]) -> tuple[str, ...]:
+    """Find the job's command; a bare ``python`` is the one that runs this, so that the ranks see the same packages."""
+    words = words[1:] if words[:1] == ["--"] else words
+    if not words:
+        raise LaunchError("the command to run follows the options", received="no command", fix=EXAMPLE)
+    if words[0] in ("python", "python3"):
+        return (sys.executable, *words[1:])
+    program = shutil.which(words[0])
+    if program is None:
+        fix = f"Put python before it: {EXAMPLE}" if words[0].endswith(".py") else ""
+        raise LaunchError("the command is a program on PATH, or the path of one", received=words[0], fix=fix)
+    return (os.path.abspath(program), *words[1:])
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise LaunchError("--mpi-args is quoted as in a shell", received=f"{text} ({error})") from None
+
+
+def _is_python(program: str) -> bool:
+    return re.fullmatch(r"python[0-9.]*", os.path.basename(program)) is not None

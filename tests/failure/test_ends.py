@@ -1,0 +1,111 @@
+"""A failing rank ends the job: non-zero, within 5 seconds, with rank and cause on stderr."""
+
+import sys
+import time
+
+import pytest
+from jobs import ROOT, run, run_job
+
+PROLOGUE = "import sys, os, time, numpy as np, collective as c; c.init(); r = c.rank()\nc.allreduce(np.ones(3))\n"
+
+CASES = {
+    "exception while others wait": (
+        "if r == 1: raise ValueError('bad data')\nc.allreduce(np.ones(3))",
+        ["rank 1 of 3", "uncaught ValueError: bad data"],
+    ),
+    "exception while others compute": (
+        "if r == 1: raise ValueError('bad data')\ntime.sleep(60)",
+        ["rank 1 of 3", "uncaught ValueError: bad data"],
+    ),
+    "exception on all": ("raise KeyError('lost')", ["uncaught KeyError: 'lost'"]),
+    "early end": ("if r == 1: sys.exit(0)\nc.allreduce(np.ones(3))", ["rank 1: shutdown", "ranks 0, 2: allreduce"]),
+    "early end with a status": ("if r == 1: sys.exit(3)\nc.allreduce(np.ones(3))", ["rank 1: shutdown"]),
+    "one operation more": ("if r == 1: c.barrier()", ["ranks 0, 2: shutdown; rank 1: barrier"]),
+    "mismatch": ("c.allreduce(np.ones(3 + (r == 2)))", ["ranks 0, 1: allreduce", "float64[4]"]),
+    "object array": ("c.allreduce(np.array([{}]))", ["arrays are of numbers or bool", "dtype=object"]),
+    "root out of range": ("c.broadcast(np.ones(2), 3)", ["the root is a rank from 0 to 2", "root_rank=3"]),
+    "killed": ("if r == 1: os.kill(os.getpid(), 9)\nc.allreduce(np.ones(3))", ["rank 1"]),
+    "exit without a word": ("if r == 1: os._exit(7)\nc.allreduce(np.ones(3))", ["Exit code:    7"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_job_ends_and_says_why(case):
+    code, expected = CASES[case]
+    marked = PROLOGUE + "if r == 0: print('started', time.time(), flush=True)\n" + code
+    result = run_job(3, sys.executable, "-c", marked, timeout=60)
+    ended = time.time()
+    assert result.returncode != 0
+    started = float(result.stdout.split("started")[1].split()[0])
+    assert ended - started < 5
+    for text in expected:
+        assert text in result.stderr + result.stdout
+
+
+def test_a_job_that_goes_well_ends_well_and_says_nothing():
+    result = run_job(3, sys.executable, "-c", PROLOGUE + "print('rank', r)")
+    assert result.returncode == 0
+    assert sorted(result.stdout.split("\n")) == ["", "rank 0", "rank 1", "rank 2"]
+    assert result.stderr == ""
+
+
+def test_an_exception_in_model_fit_ends_the_job():
+    pytest.importorskip("keras", reason="Keras is not installed")
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    code = (
+        "import keras, numpy as np, collective.keras as hvd; hvd.init()\n"
+        "class Stop(keras.callbacks.Callback):\n"
+        "    def on_train_batch_end(self, batch, logs=None):\n"
+        "        if hvd.rank() == 1 and batch == 3: raise RuntimeError('disk full')\n"
+        "m = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])\n"
+        "m.compile(hvd.DistributedOptimizer(keras.optimizers.SGD()), 'mse')\n"
+        "m.fit(np.ones((800, 3)), np.ones(800), batch_size=2, verbose=0, callbacks=[Stop()])\n"
+    )
+    result = run_job(2, sys.executable, "-c", code)
+    assert result.returncode != 0
+    assert "rank 1 of 2" in result.stderr
+    assert "uncaught RuntimeError: disk full" in result.stderr
+
+
+def test_a_stalled_rank_is_reported_by_those_that_wait():
+    code = PROLOGUE + "if r == 1: time.sleep(2)\nc.allreduce(np.ones(3), name='late one')"
+    result = run_job(2, sys.executable, "-c", code, COLLECTIVE_STALL_SECONDS="0.5")
+    assert result.returncode == 0
+    assert "rank 0 of 2: WARNING: allreduce 'late one' has waited" in result.stderr
+    assert "rank 1 of 2" not in result.stderr
+
+
+def as_if_launched(**environment):
+    """Run a process that believes a launcher has started it."""
+    code = "import collective; collective.init(); print('size', collective.size())"
+    return run([sys.executable, "-c", code], 60, PYTHONPATH=str(ROOT), **environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "texts"),
+    [
+        ({"COLLECTIVE_BACKEND": "solo", "PMI_SIZE": "4"}, ["the solo backend is one process", "PMI_SIZE=4"]),
+        ({"COLLECTIVE_BACKEND": "mpj"}, ["backend is one of mpi, horovod, solo", "Did you mean mpi?"]),
+        ({"COLLECTIVE_ALGORITHM": "rign"}, ["algorithm is one of ring, tree", "Did you mean ring?"]),
+        ({"COLLECTIVE_SEGMENTS": "4"}, ["a setting is one of COLLECTIVE_ALGORITHM", "COLLECTIVE_SEGMENT_BYTES"]),
+        (
+            {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"},
+            ["srun", "size=1", "process 2 of 4"],
+        ),
+    ],
+)
+def test_a_wrong_start_is_refused_before_anything_runs(environment, texts):
+    result = as_if_launched(**environment)
+    assert result.returncode != 0
+    for text in texts:
+        assert text in result.stderr
+
+
+def test_the_launcher_of_another_mpi_is_refused():
+    vendor = run([sys.executable, "-c", "import mpi4py; mpi4py.rc.initialize = False\n"
+                  "from mpi4py import MPI; print(MPI.get_vendor()[0])"], 60).stdout.strip()  # fmt: skip
+    foreign = {"PMI_SIZE": "2", "PMI_RANK": "1"} if vendor == "Open MPI" else {"OMPI_COMM_WORLD_SIZE": "2"}
+    result = as_if_launched(**foreign)
+    assert result.returncode != 0
+    assert "the launcher belongs to the MPI library that mpi4py loads" in result.stderr
+    assert vendor in result.stderr
