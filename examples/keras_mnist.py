@@ -43,17 +43,17 @@ def main():
     hvd.init()
     images, labels, test_images, test_labels = load(arguments.data)
     keras.utils.set_random_seed(hvd.rank())  # every rank draws a start of its own; rank 0's counts
-    model = keras.Sequential(
-        [
-            keras.Input(images.shape[1:]),
-            *(keras.layers.Conv2D(filters, 3, activation="relu") for filters in (16, 32)),
-            keras.layers.MaxPooling2D(2),
-            keras.layers.Flatten(),
-            keras.layers.Dropout(0.3),
-            keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dense(10, activation="softmax"),
-        ]
-    )
+    layers = [
+        keras.Input(images.shape[1:]),
+        *(keras.layers.Conv2D(filters, 3, activation="relu") for filters in (16, 32)),
+        keras.layers.MaxPooling2D(2),
+        keras.layers.Flatten(),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(64, activation="relu"),
+        keras.layers.Dense(10, activation="softmax"),
+    ]
+    model = keras.Sequential(layers)
+
     shard = {"batch_size": max(1, GLOBAL_BATCH // hvd.size()), "order": "shuffled"}
     steps = Shard(len(labels), **shard).steps
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, arguments.epochs * steps))

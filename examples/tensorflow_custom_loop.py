@@ -24,15 +24,14 @@ def main():
     training = shard(training, GLOBAL_BATCH // hvd.size(), order="shuffled", seed=1)
 
     keras.utils.set_random_seed(hvd.rank())  # every rank draws a start of its own; rank 0's counts
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(16, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dense(10),
-        ]
-    )
+    layers = [
+        keras.Input((8, 8, 1)),
+        keras.layers.Conv2D(16, 3, activation="relu"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(64, activation="relu"),
+        keras.layers.Dense(10),
+    ]
+    model = keras.Sequential(layers)
     optimizer = keras.optimizers.Adam(3e-3)
     optimizer.build(model.trainable_variables)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
