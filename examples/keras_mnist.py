@@ -53,7 +53,6 @@ def main():
         keras.layers.Dense(10, activation="softmax"),
     ]
     model = keras.Sequential(layers)
-
     shard = {"batch_size": max(1, GLOBAL_BATCH // hvd.size()), "order": "shuffled"}
     steps = Shard(len(labels), **shard).steps
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, arguments.epochs * steps))
