@@ -165,8 +165,13 @@ class HorovodBackend(Backend):
             self._compare(line)
 
     def shutdown(self) -> None:
-        """Leave the job; Horovod finalises MPI if it had started it."""
-        self._hvd.shutdown()
+        """Return once every rank has called it; what the others still wait for ends in an error instead.
+
+        Horovod itself stays up until the process ends, where it leaves by a hook of its own: it finalises MPI when it
+        leaves, after which ``init`` could not work again.
+        """
+        with self._calling("shutdown") as line:
+            self._compare(line)
 
     def abort(self, status: int) -> None:
         """End this process at once with ``status`` (1 for 0), on which mpirun and horovodrun end the others.

@@ -19,6 +19,13 @@ from collective.settings import from_environment
 
 # What a message carries beside its segment: the MPI's own header, and a little.
 HEADER_BYTES = 4096
+# Host files that a cluster has already set, as Kubernetes' MPI operator does; the MPIs read them by themselves.
+DEFAULT_HOST_FILES = (
+    "OMPI_MCA_orte_default_hostfile",
+    "PRTE_MCA_prte_default_hostfile",
+    "I_MPI_HYDRA_HOST_FILE",
+    "HYDRA_HOST_FILE",
+)
 EXAMPLE = "collective run -np 4 python train.py"
 
 
@@ -80,7 +87,7 @@ def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for
         )
     command = _command(arguments.command)
     ranks = _ranks(arguments.ranks)
-    named = _hosts(arguments)
+    named = _hosts(arguments, variables)
     allocated = machines.allocated(variables)
     hosts = place(ranks, named, arguments.oversubscribe) if named else ()
     remote = not all(machines.is_local(host.name) for host in hosts)
@@ -122,7 +129,7 @@ def _ranks(text: str | None) -> int:
     return int(text)
 
 
-def _hosts(arguments: argparse.Namespace) -> tuple[hostfile.Host, ...]:
+def _hosts(arguments: argparse.Namespace, variables: Mapping[str, str]) -> tuple[hostfile.Host, ...]:
     if arguments.hosts is not None and arguments.hostfile is not None:
         raise LaunchError(
             "the hosts come from -H or from --hostfile",
@@ -131,7 +138,10 @@ def _hosts(arguments: argparse.Namespace) -> tuple[hostfile.Host, ...]:
         )
     if arguments.hostfile is not None:
         return hostfile.read(arguments.hostfile)
-    return () if arguments.hosts is None else hostfile.parse_list(arguments.hosts)
+    if arguments.hosts is not None:
+        return hostfile.parse_list(arguments.hosts)
+    default = next((variables[name] for name in DEFAULT_HOST_FILES if variables.get(name)), "")
+    return hostfile.read(Path(default)) if default else ()
 
 
 def _command(words: list[str]) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 
 # 198.18.0.0/15 is set aside for tests of networks, so it meets no real one.
 NETWORKS = tuple(f"198.{second}.{third}" for second in (18, 19) for third in range(256))
+NUMBERS = itertools.count(1)
 # What ssh gives a command: a fresh environment on a host with a name of its own. Options such as ssh's -x are dropped.
 AGENT = """#!/bin/sh
 while [ "${1#-}" != "$1" ]; do shift; done
@@ -57,10 +60,12 @@ def obstacle() -> str:
 def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
     """Bring ``count`` hosts up, each link shaped to ``rate``, and take them down again whatever happens.
 
-    Names and network hold this process's number, so test runs side by side don't meet.
+    Names and network hold this process's number, so test runs side by side don't meet. What killed runs left is removed.
     """
-    tag = f"cl{os.getpid()}"
-    network = NETWORKS[os.getpid() % len(NETWORKS)]
+    _sweep()
+    number = next(NUMBERS)
+    tag = f"cl{os.getpid()}n{number}"
+    network = NETWORKS[(os.getpid() + number * 37) % len(NETWORKS)]
     up = Hosts(
         addresses=tuple(f"{network}.{k}" for k in range(1, count + 1)),
         names=tuple(f"{tag}h{k}" for k in range(1, count + 1)),
@@ -107,6 +112,14 @@ def _remove(name: str) -> None:
     subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
     # A namespace outlives its name while a killed process ends; its link would outlive it too.
     subprocess.run(["ip", "link", "del", f"v{name}"], capture_output=True, check=False)
+
+
+def _sweep() -> None:
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    for match in re.finditer(r"^(cl(\d+)n\d+)h\d+", listed.stdout, re.MULTILINE):
+        if not Path("/proc", match[2]).exists():
+            _remove(match[0])
+            subprocess.run(["ip", "link", "del", f"{match[1]}br"], capture_output=True, check=False)
 
 
 def _sh(*commands: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from jobs import ROOT, run, run_job
 
 from collective.launch.hostfile import Host, write_colons, write_slots
+from collective.launch.run import DEFAULT_HOST_FILES
 
 RING = str(Path(__file__).with_name("ring.py"))
 CORES = len(os.sched_getaffinity(0))
@@ -60,6 +61,16 @@ def test_every_mpi_fills_unequal_slots_in_order(mpi_python, four_hosts):
     assert job.returncode == 0, job.stderr
     here, one, two, three, _ = [os.uname().nodename, *four_hosts.names]
     assert [host for _, host, *_ in ast.literal_eval(job.stdout)] == [here, one, two, two, three]
+
+
+@pytest.mark.parametrize("variable", DEFAULT_HOST_FILES)
+def test_a_host_file_set_by_the_cluster_counts_for_every_mpi(mpi_python, four_hosts, tmp_path, variable):
+    file = tmp_path / "hosts.txt"
+    file.write_text(write_colons(Host(address) for address in four_hosts.addresses[:2]))
+    options = ("--launch-agent", str(four_hosts.agent), *YIELD)
+    job = run_job(2, mpi_python, RING, options=options, **{variable: str(file)})
+    assert job.returncode == 0, job.stderr
+    assert [host for _, host, *_ in ast.literal_eval(job.stdout)] == list(four_hosts.names[:2])
 
 
 def test_a_network_is_chosen_by_its_address_range(four_hosts):
