@@ -10,7 +10,7 @@ from collective.errors import SettingError
 
 PREFIX = "COLLECTIVE_"
 BACKENDS = ("mpi", "horovod", "solo")
-ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native")
+ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native", "shared_memory")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -23,7 +23,8 @@ class Settings:
 
     Attributes:
         backend: What carries the data: ``mpi``, ``horovod`` or ``solo`` (one process); empty: found out at start.
-        algorithm: The all-reduce algorithm for every size; empty: chosen by size.
+        algorithm: The all-reduce algorithm for every size; empty: chosen by size. ``shared_memory`` works inside one
+            host; across hosts it means the ring.
         segment_bytes: Bytes of one message of the segmented algorithms; adding one overlaps receiving the next.
         fusion_bytes: Bytes up to which arrays of one dtype are joined into one message; larger ones travel alone.
         stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.

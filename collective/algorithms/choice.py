@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from collective.algorithms import doubling, halving, native, ring, star, tree
+from collective.algorithms import doubling, halving, native, ring, shared_memory, star, tree
 from collective.reduction import Reduction
 from collective.transport.base import Transport
 
@@ -19,19 +19,27 @@ ALL_REDUCE: dict[str, AllReduce] = {
     "doubling": doubling.all_reduce,
     "halving": halving.all_reduce,
     "native": native.all_reduce,
+    "shared_memory": shared_memory.all_reduce,
 }
 
-# Up to here the C code of the MPI library beats messages sent one by one from Python (measured at 2 to 4 ranks on one
-# host and on four hosts at 1 Gbit/s; docs/architecture.md). Beyond, the ring's bytes count for more than its messages.
+# Up to here the C code of the MPI library beats messages and flags handled one by one in Python (measured at 2 to 4
+# ranks on one host and on four hosts at 1 Gbit/s). Beyond, the bytes count for more than the calls.
 SMALL_BYTES = 64 * 1024
 
 
-def by_name(name: str) -> AllReduce:
+def by_name(name: str, transport: Transport) -> AllReduce:
     """The all-reduce that a setting names; empty: the choice by size."""
+    if name == "shared_memory" and not transport.shared:
+        return ring.all_reduce
     return ALL_REDUCE[name] if name else by_size
 
 
 def by_size(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
     """Reduce a flat contiguous ``array`` in place by the algorithm that suits its size."""
-    algorithm = native if array.nbytes <= SMALL_BYTES else ring
-    algorithm.all_reduce(transport, array, reduction, segment_bytes)
+    if array.nbytes <= SMALL_BYTES:
+        algorithm = native.all_reduce
+    elif transport.shared:
+        algorithm = shared_memory.all_reduce
+    else:
+        algorithm = ring.all_reduce
+    algorithm(transport, array, reduction, segment_bytes)

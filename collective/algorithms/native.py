@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from collective.algorithms import doubling, ring
+from collective.algorithms import doubling, ring, shared_memory
 from collective.reduction import Reduction
 from collective.transport.base import Transport
 
@@ -13,11 +13,14 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
     """Reduce a flat contiguous ``array`` over all ranks, in place.
 
     Cost: the library's choice. What it can't reduce as NumPy does (Open MPI's sums of 8 and 16 bit integers saturate,
-    its minimum drops NaN, no MPI knows bfloat16) goes by recursive doubling or, from one segment on, by the ring.
+    its minimum drops NaN, no MPI knows bfloat16) goes through shared memory, by recursive doubling or round the ring.
     """
     if transport.native and transport.native.supports(reduction.op, reduction.dtype):
         transport.native.all_reduce(array, reduction.op)
         reduction.finish(array)
+        return
+    if transport.shared:
+        substitute = shared_memory.all_reduce
     else:
-        substitute = ring if array.nbytes > segment_bytes else doubling
-        substitute.all_reduce(transport, array, reduction, segment_bytes)
+        substitute = ring.all_reduce if array.nbytes > segment_bytes else doubling.all_reduce
+    substitute(transport, array, reduction, segment_bytes)

@@ -230,8 +230,8 @@ class HorovodBackend(Backend):
         """Name the ranks that differ, once Horovod's coordinator has found that they do and told all of them."""
         try:
             yield
-        except self._tf.errors.FailedPreconditionError as error:
-            raise self._mismatch(line) from error
+        except self._tf.errors.FailedPreconditionError:
+            raise self._mismatch(line) from None
 
     def _mismatch(self, line: str) -> MismatchError:
         return MismatchError(
@@ -283,7 +283,7 @@ class HorovodBackend(Backend):
                 fix="Look for the first error of another rank",
                 operation=line.partition(":")[0],
                 where=self.topology.where,
-            ) from error
+            ) from None
 
 
 def carrier_of(op: ReduceOp, dtype: np.dtype) -> np.dtype | None:

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from collective import topology
+from collective.algorithms import shared_memory
 from collective.backends.base import Backend
 from collective.engine.engine import Engine
+from collective.errors import TransportError
+from collective.log import logger
 from collective.reduce_ops import ReduceOp
 from collective.settings import Settings
-from collective.transport import mpi
+from collective.transport import mpi, segment
 from collective.transport.patience import Patience
 
 
@@ -31,9 +34,17 @@ class MpiBackend(Backend):
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
         patience = Patience(settings.stall_seconds)
         self._transport = mpi.connect(patience, environment)
+        self.topology = topology.from_hosts(self._transport.rank, self._transport.hosts())
+        if 1 < self.topology.size == self.topology.local_size:
+            self._share_memory(patience)
         self._engine = Engine(self._transport, settings, patience)
-        self.hosts = self._transport.hosts()
-        self.topology = topology.from_hosts(self._transport.rank, self.hosts)
+
+    def _share_memory(self, patience: Patience) -> None:
+        try:
+            size = shared_memory.segment_size(self.topology.size)
+            self._transport.shared = segment.create(self._transport, size, patience)
+        except TransportError as error:
+            logger.warning("%s Messages are used instead: slower, and right.", error)
 
     def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
         """See ``Backend``."""

@@ -33,7 +33,7 @@ class Engine:
 
     def __init__(self, transport: Transport, settings: Settings, patience: Patience) -> None:
         self._transport, self._settings, self._patience = transport, settings, patience
-        self._all_reduce = choice.by_name(settings.algorithm)
+        self._all_reduce = choice.by_name(settings.algorithm, transport)
         # Two threads of one process take turns; that every rank sees the same order, `agree` checks.
         self._turn = threading.Lock()
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from collective.reduce_ops import ReduceOp
+from collective.transport.shared import SharedMemory
 
 
 class Request(Protocol):
@@ -42,7 +43,11 @@ class Transport(Protocol):
 
     @property
     def native(self) -> Native | None:
-        """What the transport can do beyond messages; None: nothing."""
+        """The transport's own collective operations; None: it has none."""
+
+    @property
+    def shared(self) -> SharedMemory | None:
+        """Memory that all its ranks map; None: they are on several hosts, or can't."""
 
     def send(self, buffer: np.ndarray, to: int) -> Request:
         """Start to send ``buffer`` to rank ``to``."""

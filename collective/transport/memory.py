@@ -17,6 +17,8 @@ import numpy as np
 
 from collective.dtypes import byte_view
 from collective.errors import TransportError
+from collective.transport.patience import Patience
+from collective.transport.shared import SharedMemory, flag_bytes
 
 T = TypeVar("T")
 
@@ -78,8 +80,11 @@ class MemoryTransport:
 
     native: None = None
 
-    def __init__(self, rank: int, channels: dict[tuple[int, int], Channel], size: int, timeout: float) -> None:
+    def __init__(
+        self, rank: int, channels: dict[tuple[int, int], Channel], size: int, timeout: float, shared: bytearray | None
+    ) -> None:
         self.rank, self.size = rank, size
+        self.shared = None if shared is None else SharedMemory(rank, size, shared, Patience(0))
         self._channels, self._timeout = channels, timeout
 
     def send(self, buffer: np.ndarray, to: int) -> MemoryRequest:
@@ -95,18 +100,22 @@ class MemoryTransport:
         return request
 
 
-def run_ranks(size: int, function: Callable[[MemoryTransport], T], timeout: float = 20.0) -> list[T]:
+def run_ranks(
+    size: int, function: Callable[[MemoryTransport], T], timeout: float = 20.0, shared_bytes: int = 0
+) -> list[T]:
     """Call ``function(transport)`` in ``size`` threads, each a rank, and return their results in rank order.
 
     Args:
         size: Number of ranks.
         function: What each rank does.
         timeout: Seconds one message may take.
+        shared_bytes: Bytes of memory that they share; 0: none, and no ``shared``.
 
     Raises:
         Exception: the first rank's that failed.
     """
     channels = {(source, to): Channel() for source in range(size) for to in range(size)}
+    shared = bytearray(flag_bytes(size) + shared_bytes) if shared_bytes else None
     with concurrent.futures.ThreadPoolExecutor(size) as pool:
-        tasks = [pool.submit(function, MemoryTransport(rank, channels, size, timeout)) for rank in range(size)]
+        tasks = [pool.submit(function, MemoryTransport(rank, channels, size, timeout, shared)) for rank in range(size)]
         return [task.result() for task in tasks]

@@ -13,6 +13,7 @@ from collective.dtypes import byte_view
 from collective.errors import LaunchError, TransportError
 from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
 from collective.transport.patience import Patience
+from collective.transport.shared import SharedMemory
 
 # Set by hand below, once it is known that launcher and library fit: a library that is started by another MPI's
 # launcher aborts the process in MPI_Init, or runs N jobs of size 1.
@@ -90,6 +91,7 @@ class MpiTransport:
         self._patience = patience
         self.rank, self.size = communicator.rank, communicator.size
         self.native = MpiNative(self._communicator, patience)
+        self.shared: SharedMemory | None = None
 
     def send(self, buffer: np.ndarray, to: int) -> MpiRequest:
         """Start to send; see ``collective.transport.base``."""

@@ -60,7 +60,7 @@ def obstacle() -> str:
 def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
     """Bring ``count`` hosts up, each link shaped to ``rate``, and take them down again whatever happens.
 
-    Names and network hold this process's number, so test runs side by side don't meet. What killed runs left is removed.
+    Names and network hold this process's number, so test runs side by side don't meet. A killed run's are removed.
     """
     _sweep()
     number = next(NUMBERS)

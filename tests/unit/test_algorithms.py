@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collective.algorithms import pairwise, ring, tree
+from collective.algorithms import pairwise, ring, shared_memory, tree
 from collective.algorithms.choice import ALL_REDUCE, by_size
 from collective.algorithms.segments import even_bounds, segments
 from collective.engine.engine import Engine
@@ -211,3 +211,57 @@ def test_the_memory_transport_refuses_a_receive_of_another_size():
 def test_the_memory_transport_gives_up_on_a_message_that_never_comes():
     with pytest.raises(TransportError, match=r"nothing in 0\.2 s"):
         run_ranks(2, lambda transport: transport.receive(np.zeros(1), 1 - transport.rank).wait(), timeout=0.2)
+
+
+@FAST
+@given(
+    size=st.integers(2, 5),
+    calls=st.lists(
+        st.tuples(
+            st.sampled_from(["all_reduce", "reduce_scatter", "all_gather", "ring"]),
+            st.integers(0, 900),
+            st.sampled_from(["f4", "i8", "i1", "f2"]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    seed=st.integers(0, 99),
+)
+def test_shared_memory_operations_follow_each_other_without_a_barrier(size, calls, seed):
+    """A prototype gave wrong sums exactly where operations of different sizes used the same slots."""
+    piece = 64
+
+    def one_rank(transport):
+        results = []
+        for number, (kind, length, dtype) in enumerate(calls):
+            array = integers(transport.rank, length, seed + number) % 5
+            array = array.astype(dtype)
+            reduction = reduction_for(Sum, array.dtype, size)
+            bounds = uneven_bounds(length, size, seed)
+            mine = slice(bounds[transport.rank], bounds[transport.rank + 1])
+            if kind == "ring":
+                ring.all_reduce(transport, array, reduction, 64)
+            elif kind == "all_reduce":
+                shared_memory.all_reduce(transport, array, reduction, 0)
+            elif kind == "reduce_scatter":
+                shared_memory.reduce_scatter(transport, array, bounds, reduction)
+                array = array[mine]
+            else:
+                shared_memory.all_gather(transport, array, bounds)
+            results.append((mine, array))
+        return results
+
+    for results in run_ranks(size, one_rank, shared_bytes=4 * size * size * piece):
+        for number, ((mine, result), (kind, length, dtype)) in enumerate(zip(results, calls, strict=True)):
+            everyone = [(integers(rank, length, seed + number) % 5).astype(dtype) for rank in range(size)]
+            bounds = uneven_bounds(length, size, seed)
+            if kind == "all_gather":
+                expected = np.concatenate([e[a:b] for e, a, b in zip(everyone, bounds, bounds[1:], strict=False)])
+            else:
+                expected = sum(everyone)[mine] if kind == "reduce_scatter" else sum(everyone)
+            np.testing.assert_array_equal(result, expected)
+
+
+def uneven_bounds(length, size, seed):
+    cuts = np.sort(np.random.default_rng(seed).integers(0, length + 1, size - 1))
+    return [0, *cuts.tolist(), length]
