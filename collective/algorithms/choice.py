@@ -1,8 +1,8 @@
-"""Which all-reduce for which array."""
+"""Which algorithm for which operation and array."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -43,3 +43,23 @@ def by_size(transport: Transport, array: np.ndarray, reduction: Reduction, segme
     else:
         algorithm = ring.all_reduce
     algorithm(transport, array, reduction, segment_bytes)
+
+
+def reduce_scatter(
+    transport: Transport, array: np.ndarray, bounds: Sequence[int], reduction: Reduction, segment_bytes: int
+) -> None:
+    """Reduce ``array`` so that rank r holds the result between ``bounds[r]`` and ``bounds[r + 1]``."""
+    algorithm = shared_memory if transport.shared else ring
+    algorithm.reduce_scatter(transport, array, bounds, reduction, segment_bytes)
+
+
+def all_gather(transport: Transport, array: np.ndarray, bounds: Sequence[int], segment_bytes: int) -> None:
+    """Fill ``array`` with every rank's part; rank r has its own between ``bounds[r]`` and ``bounds[r + 1]``."""
+    algorithm = shared_memory if transport.shared else ring
+    algorithm.all_gather(transport, array, bounds, segment_bytes)
+
+
+def broadcast(transport: Transport, array: np.ndarray, root: int, segment_bytes: int) -> None:
+    """Overwrite a flat contiguous ``array`` with that of rank ``root``."""
+    algorithm = shared_memory if transport.shared else tree
+    algorithm.broadcast(transport, array, root, segment_bytes)

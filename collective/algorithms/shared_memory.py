@@ -1,7 +1,7 @@
 """Collective operations through memory that the ranks of one host share: the fewest passes over the array there can be.
 
-The array goes through a small segment, block after block. A block holds a piece of each rank's part of the array. Every
-rank *publishes* the others' pieces, *reduces* its own piece of what they published, and *reads* the pieces they reduced.
+The array goes through a small segment, block after block. A block holds a piece of each rank's part of the array.
+Every rank *publishes* the others' pieces, *reduces* its own of what they published, and *reads* what they reduced.
 The segment has four slots that blocks take in turn, so it stays in the processor's cache, and the memory behind the
 array is read once and written once. Publishing block t, reducing t - 1 and reading t - 2 follow each other, so a rank
 rarely waits.
@@ -45,7 +45,13 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
     _run(transport, array, even_bounds(array.size, transport.size), reduction, gather=True)
 
 
-def reduce_scatter(transport: Transport, array: np.ndarray, bounds: Sequence[int], reduction: Reduction) -> None:
+def reduce_scatter(
+    transport: Transport,
+    array: np.ndarray,
+    bounds: Sequence[int],
+    reduction: Reduction,
+    segment_bytes: int,  # noqa: ARG001
+) -> None:
     """Reduce ``array`` so that rank r holds the result between ``bounds[r]`` and ``bounds[r + 1]``.
 
     Cost per rank: no messages; (N-1)/N of the array passes the segment once.
@@ -53,13 +59,21 @@ def reduce_scatter(transport: Transport, array: np.ndarray, bounds: Sequence[int
     _run(transport, array, bounds, reduction, gather=False)
 
 
-def all_gather(transport: Transport, array: np.ndarray, bounds: Sequence[int]) -> None:
+def all_gather(transport: Transport, array: np.ndarray, bounds: Sequence[int], segment_bytes: int) -> None:  # noqa: ARG001
     """Fill ``array`` with every rank's part; rank r has its own between ``bounds[r]`` and ``bounds[r + 1]``.
 
-    A rank may have nothing and another everything: that is a broadcast. Cost per rank: no messages; its part passes
-    the segment once, and it reads the others'.
+    Cost per rank: no messages; its part passes the segment once, and it reads the others'.
     """
     _run(transport, array, bounds, None, gather=True)
+
+
+def broadcast(transport: Transport, array: np.ndarray, root: int, segment_bytes: int) -> None:
+    """Overwrite a flat contiguous ``array`` with that of rank ``root``: an all-gather in which the root has all.
+
+    Cost per rank: no messages; the bytes pass the segment once and are read by all.
+    """
+    everything = [0] * (root + 1) + [array.size] * (transport.size - root)
+    all_gather(transport, array, everything, segment_bytes)
 
 
 def all_gather_words(memory: SharedMemory, word: int) -> list[int]:

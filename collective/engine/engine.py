@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from collective.algorithms import choice, pairwise, ring, tree
+from collective.algorithms import choice, pairwise
 from collective.algorithms.segments import even_bounds
 from collective.engine.fusion import buckets, pack, unpack
 from collective.engine.matching import agree, gather_counts
@@ -58,7 +58,7 @@ class Engine:
             rank = self._transport.rank
             gathered[rows[rank] : rows[rank + 1]] = array
             bounds = (rows * int(np.prod(row, dtype=np.int64))).tolist()
-            ring.all_gather(self._transport, gathered.reshape(-1), bounds, self._settings.segment_bytes)
+            choice.all_gather(self._transport, gathered.reshape(-1), bounds, self._settings.segment_bytes)
         return gathered
 
     def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
@@ -67,7 +67,7 @@ class Engine:
         with self._operation("broadcast", name, f"of {what} from rank {root}"):
             for bucket in buckets(arrays, self._settings.fusion_bytes):
                 flat = pack(bucket)
-                tree.broadcast(self._transport, flat, root, self._settings.segment_bytes)
+                choice.broadcast(self._transport, flat, root, self._settings.segment_bytes)
                 unpack(flat, bucket)
 
     def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
@@ -79,7 +79,7 @@ class Engine:
             rows = even_bounds(len(array), transport.size)
             row_size = int(np.prod(array.shape[1:], dtype=np.int64))
             bounds = [row * row_size for row in rows]
-            ring.reduce_scatter(transport, array.reshape(-1), bounds, reduction, self._settings.segment_bytes)
+            choice.reduce_scatter(transport, array.reshape(-1), bounds, reduction, self._settings.segment_bytes)
         return array[rows[transport.rank] : rows[transport.rank + 1]].copy()
 
     def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collective.algorithms import pairwise, ring, shared_memory, tree
-from collective.algorithms.choice import ALL_REDUCE, by_size
+from collective.algorithms.choice import ALL_REDUCE, by_name
 from collective.algorithms.segments import even_bounds, segments
 from collective.engine.engine import Engine
 from collective.engine.fusion import buckets, pack, unpack
@@ -47,10 +47,10 @@ def test_all_reduce_equals_numpy(name, size, length, segment, op, dtype, seed):
         array = inputs[transport.rank].copy()
         reduction = reduction_for(op, dtype, size)
         reduction.prepare(array)
-        ALL_REDUCE[name](transport, array, reduction, segment)
+        by_name(name, transport)(transport, array, reduction, segment)
         return array
 
-    results = run_ranks(size, one_rank)
+    results = run_ranks(size, one_rank, shared_bytes=4 * size * size * 64 if size > 1 else 0)
     ufunc = {Sum: np.add, Average: np.add, Min: np.minimum, Max: np.maximum, Product: np.multiply}[op]
     with np.errstate(all="ignore"):
         expected = functools.reduce(ufunc, [i.astype(np.float64) if dtype.kind not in "iu" else i for i in inputs])
@@ -137,12 +137,11 @@ def test_algorithms_that_follow_each_other_do_not_interfere(size, calls, segment
         results = []
         for number, (name, length, dtype) in enumerate(calls):
             array = integers(transport.rank, length, number, dtype)
-            algorithm = by_size if name == "by size" else ALL_REDUCE[name]
-            algorithm(transport, array, reduction_for(Sum, array.dtype, size), segment)
+            by_name("" if name == "by size" else name, transport)(transport, array, reduction_for(Sum, array.dtype, size), segment)
             results.append(array)
         return results
 
-    for results in run_ranks(size, one_rank):
+    for results in run_ranks(size, one_rank, shared_bytes=4 * size * size * 64):
         for number, (result, (_, length, dtype)) in enumerate(zip(results, calls, strict=True)):
             np.testing.assert_array_equal(result, sum(integers(rank, length, number, dtype) for rank in range(size)))
 
@@ -218,7 +217,7 @@ def test_the_memory_transport_gives_up_on_a_message_that_never_comes():
     size=st.integers(2, 5),
     calls=st.lists(
         st.tuples(
-            st.sampled_from(["all_reduce", "reduce_scatter", "all_gather", "ring"]),
+            st.sampled_from(["all_reduce", "reduce_scatter", "all_gather", "broadcast", "words", "ring"]),
             st.integers(0, 900),
             st.sampled_from(["f4", "i8", "i1", "f2"]),
         ),
@@ -243,11 +242,16 @@ def test_shared_memory_operations_follow_each_other_without_a_barrier(size, call
                 ring.all_reduce(transport, array, reduction, 64)
             elif kind == "all_reduce":
                 shared_memory.all_reduce(transport, array, reduction, 0)
+            elif kind == "broadcast":
+                shared_memory.broadcast(transport, array, length % size, 0)
+            elif kind == "words":
+                words = shared_memory.all_gather_words(transport.shared, 100 * number + transport.rank)
+                assert words == [100 * number + rank for rank in range(size)]
             elif kind == "reduce_scatter":
-                shared_memory.reduce_scatter(transport, array, bounds, reduction)
+                shared_memory.reduce_scatter(transport, array, bounds, reduction, 0)
                 array = array[mine]
             else:
-                shared_memory.all_gather(transport, array, bounds)
+                shared_memory.all_gather(transport, array, bounds, 0)
             results.append((mine, array))
         return results
 
@@ -255,7 +259,11 @@ def test_shared_memory_operations_follow_each_other_without_a_barrier(size, call
         for number, ((mine, result), (kind, length, dtype)) in enumerate(zip(results, calls, strict=True)):
             everyone = [(integers(rank, length, seed + number) % 5).astype(dtype) for rank in range(size)]
             bounds = uneven_bounds(length, size, seed)
-            if kind == "all_gather":
+            if kind == "words":
+                continue
+            if kind == "broadcast":
+                expected = everyone[length % size]
+            elif kind == "all_gather":
                 expected = np.concatenate([e[a:b] for e, a, b in zip(everyone, bounds, bounds[1:], strict=False)])
             else:
                 expected = sum(everyone)[mine] if kind == "reduce_scatter" else sum(everyone)
