@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from collective.backends.base import Backend
-from collective.dtypes import BFLOAT16, FLOAT16, byte_view
+from collective.dtypes import BFLOAT16, FLOAT16, byte_view, is_half
 from collective.errors import LaunchError, MismatchError, TransportError
 from collective.reduce_ops import Max, Min, Product, ReduceOp
 from collective.reduction import reduction_for
@@ -186,7 +186,8 @@ class HorovodBackend(Backend):
         """Reduce flat arrays of one dtype by Horovod's all-reduce; ``line`` has to be the same on all ranks."""
         dtype = flats[0].dtype
         reduction = reduction_for(op, dtype, self.topology.size)
-        packed = np.concatenate(flats)
+        # TensorFlow copies what it is given; only what is changed before needs a copy of its own.
+        packed = flats[0] if len(flats) == 1 and not is_half(dtype) else np.concatenate(flats)
         reduction.prepare(packed)
         mark = zlib.crc32(line.encode())
         shape = (*(1,) * (mark % MARKS), -1, *(1,) * (mark // MARKS % MARKS))

@@ -1,0 +1,77 @@
+"""The library itself over every MPI there is, and on emulated hosts: four with a rank each, two with two."""
+
+import sys
+import time
+
+import pytest
+from jobs import ROOT, run_job
+
+# Emulated hosts share this machine's cores, which no launcher can know.
+YIELD = ("-x", "OMPI_MCA_mpi_yield_when_idle=1")
+
+CHECK = """
+import numpy as np, collective as c, socket
+c.init(); r, n = c.rank(), c.size()
+for length in (0, 1, 1000, 100_003, 1_000_000):
+    mine = np.random.default_rng([length, r]).integers(-50, 50, length).astype(np.float32)
+    everyone = [np.random.default_rng([length, k]).integers(-50, 50, length).astype(np.float32) for k in range(n)]
+    np.testing.assert_array_equal(c.allreduce(mine, c.Sum), sum(everyone))
+    uneven = np.concatenate([array[: k + 1] for k, array in enumerate(everyone)])
+    np.testing.assert_array_equal(c.allgather(mine[: r + 1]), uneven)
+    np.testing.assert_array_equal(c.broadcast(mine, n - 1), everyone[-1])
+here = (r, c.local_rank(), c.local_size(), c.cross_rank(), c.cross_size(), socket.gethostname())
+everyone = c.allgather_object(here)
+if r == 0: print(everyone)
+"""
+
+
+def on(hosts: str, agent: object, *command: str, timeout: float = 60):
+    ranks = sum(int(host.rsplit(":", 1)[1]) for host in hosts.split(","))
+    options = ("-H", hosts, "--launch-agent", str(agent), *YIELD)
+    return run_job(ranks, sys.executable, *command, timeout=timeout, options=options)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_suite_of_the_operations_over_every_mpi(mpi_python, ranks, tmp_path):
+    suite = str(ROOT / "tests" / "parallel" / "main.py")
+    chosen = ("-k", "test_collectives or test_life_cycle")
+    result = run_job(ranks, mpi_python, suite, str(tmp_path), *chosen, PYTHONPATH=str(ROOT))
+    logs = [path.read_text() for path in sorted(tmp_path.glob("rank*.txt"))]
+    assert result.returncode == 0, "\n".join([*logs, result.stderr])
+    assert len(logs) == ranks
+    assert all(" passed" in log for log in logs)
+
+
+@pytest.mark.parametrize("ranks_a_host", [1, 2])
+def test_operations_across_hosts_equal_numpy(four_hosts, ranks_a_host):
+    count = 4 // ranks_a_host
+    hosts = ",".join(f"{address}:{ranks_a_host}" for address in four_hosts.addresses[:count])
+    result = on(hosts, four_hosts.agent, "-c", CHECK)
+    assert result.returncode == 0, result.stderr
+    expected = [
+        (rank, rank % ranks_a_host, ranks_a_host, rank // ranks_a_host, count, four_hosts.names[rank // ranks_a_host])
+        for rank in range(4)
+    ]
+    assert str(expected) in result.stdout
+
+
+def test_training_across_four_hosts_gives_the_answer_of_one_process(four_hosts):
+    hosts = ",".join(f"{address}:1" for address in four_hosts.addresses)
+    spread = on(hosts, four_hosts.agent, str(ROOT / "examples" / "numpy_softmax.py"))
+    assert spread.returncode == 0, spread.stderr
+    alone = run_job(1, sys.executable, "examples/numpy_softmax.py")
+    assert spread.stdout.replace("4 ranks", "1 ranks") == alone.stdout
+
+
+def test_an_exception_on_one_host_ends_the_job_on_all(four_hosts):
+    code = (
+        "import collective as c, numpy as np, time; c.init(); print('started', time.time(), flush=True)\n"
+        "if c.rank() == 2: raise ValueError('disk full')\n"
+        "c.allreduce(np.ones(1_000_000))"
+    )
+    hosts = ",".join(f"{address}:1" for address in four_hosts.addresses)
+    result = on(hosts, four_hosts.agent, "-c", code)
+    ended = time.time()
+    assert result.returncode != 0
+    assert f"rank 2 of 4 on host {four_hosts.names[2]}: uncaught ValueError: disk full" in result.stderr
+    assert ended - max(float(line.split()[1]) for line in result.stdout.splitlines()) < 5
