@@ -5,6 +5,10 @@ RANKS ?= 2
 MPI ?= openmpi
 ARGS ?=
 
+# Else TensorFlow says on every rank that it has oneDNN, which a model of this size doesn't need.
+demo: export TF_ENABLE_ONEDNN_OPTS ?= 0
+demo: export TF_CPP_MIN_LOG_LEVEL ?= 2
+
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # On Linux PCs the build without GPU code is half the download.

@@ -3,8 +3,8 @@
 Three facts of Horovod 0.28.1 under eager TensorFlow, measured, shape this file:
 
 - Its core knows every eager operation of one kind by one name, whatever name is given: ranks that ask for different
-  kinds would wait for each other for ever. So every method's first operation is an all-reduce: either the data's own,
-  with a mark in its shape (Horovod checks shapes), or one that compares what the ranks are about to do (1 to 2 ms).
+  kinds would wait for each other for ever. So every method begins with an all-reduce that compares what the ranks are
+  about to do (1 to 2 ms).
 - Named operations exist in graphs only, and running a graph inside ``tf.numpy_function`` needs a second one of
   TensorFlow's inter-op threads: with one such thread that is a deadlock. Eager operations run in the caller's thread.
 - Its all-reduce knows 7 dtypes, adds small integers wrongly, and its minimum of NaN or of zeros of either sign can
@@ -21,13 +21,13 @@ import os
 import re
 import sys
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from collective.backends.base import Backend
 from collective.dtypes import BFLOAT16, FLOAT16, byte_view, is_half
+from collective.engine.matching import mismatch
 from collective.errors import LaunchError, MismatchError, TransportError
 from collective.reduce_ops import Max, Min, Product, ReduceOp
 from collective.reduction import reduction_for
@@ -45,9 +45,6 @@ CARRIERS: dict[np.dtype, np.dtype] = {
 }
 # Horovod counts in C ints; a broadcast is cut so that neither they overflow nor the copies fill the memory.
 BROADCAST_BYTES = 64 * 1024 * 1024
-# A mark is up to 96 ones before and up to 96 ones behind a shape; TensorFlow allows 254 dimensions.
-MARKS = 97
-COMPARE_SHAPE = (*(1,) * MARKS, -1)
 TEXT_BYTES = 240
 
 
@@ -60,7 +57,7 @@ class HorovodBackend(Backend):
     """A job whose data Horovod's core carries, over MPI or Gloo; starting it loads TensorFlow.
 
     Each of Horovod's operations costs 1.1 to 2.2 ms besides its bytes: its background thread wakes every millisecond.
-    An all-reduce is one of them for each dtype; everything else is at least two.
+    A method is at least two of them.
 
     Raises:
         LaunchError: if Horovod is not installed, does not fit the installed TensorFlow, or can't start.
@@ -111,10 +108,9 @@ class HorovodBackend(Backend):
         by_horovod = [dtype for dtype in groups if carrier_of(op, dtype)]
         by_bytes = [dtype for dtype in groups if not carrier_of(op, dtype)]
         with self._calling(f"allreduce {name!r}: {op!r} of {_kinds(arrays)}") as line:
-            if not by_horovod:
-                self._compare(line)
+            self._compare(line)
             for dtype in by_horovod:
-                self._allreduce_alike(groups[dtype], op, line)
+                self._allreduce_alike(groups[dtype], op)
             for dtype in by_bytes:
                 packed = np.concatenate(groups[dtype])
                 mine = self._reduce_share(packed, _shares(packed.size, self.topology.size), op)
@@ -182,28 +178,24 @@ class HorovodBackend(Backend):
         sys.stderr.flush()
         os._exit(status or 1)
 
-    def _allreduce_alike(self, flats: list[np.ndarray], op: ReduceOp, line: str) -> None:
-        """Reduce flat arrays of one dtype by Horovod's all-reduce; ``line`` has to be the same on all ranks."""
+    def _allreduce_alike(self, flats: list[np.ndarray], op: ReduceOp) -> None:
+        """Reduce flat arrays of one dtype by Horovod's all-reduce."""
         dtype = flats[0].dtype
         reduction = reduction_for(op, dtype, self.topology.size)
         # TensorFlow copies what it is given; only what is changed before needs a copy of its own.
         packed = flats[0] if len(flats) == 1 and not is_half(dtype) else np.concatenate(flats)
         reduction.prepare(packed)
-        mark = zlib.crc32(line.encode())
-        shape = (*(1,) * (mark % MARKS), -1, *(1,) * (mark // MARKS % MARKS))
         number = {Min: self._hvd.Min, Max: self._hvd.Max, Product: self._hvd.Product}.get(op, self._hvd.Sum)
-        _unpack(self._reduce(packed.astype(carrier_of(op, dtype), copy=False), shape, number), flats)
+        _unpack(self._reduce(packed.astype(carrier_of(op, dtype), copy=False), number), flats)
         for flat in flats:
             if dtype in FLOATS or dtype == BFLOAT16:
                 _same_nan(flat)
             reduction.finish(flat)
 
-    def _reduce(self, flat: np.ndarray, shape: tuple[int, ...], op: int) -> np.ndarray:
-        """Run Horovod's all-reduce on ``flat``, seen by Horovod as ``shape``; returns a flat view of the result."""
+    def _reduce(self, flat: np.ndarray, op: int) -> np.ndarray:
+        """Run Horovod's all-reduce on ``flat``; returns a view of the result."""
         with self._eager():
-            reduced = self._hvd._allreduce(self._tf.reshape(flat, shape), op=op)
-            flat_view: np.ndarray = _view(self._tf.reshape(reduced, (-1,)))
-            return flat_view
+            return _view(self._hvd._allreduce(self._tf.convert_to_tensor(flat), op=op))
 
     def _reduce_share(self, flat: np.ndarray, counts: Sequence[int], op: ReduceOp) -> np.ndarray:
         """Reduce ``flat`` over all ranks and return the part of this rank: ``counts[rank]`` elements."""
@@ -222,39 +214,15 @@ class HorovodBackend(Backend):
     def _compare(self, line: str) -> None:
         """Raise on every rank alike unless all ranks have the same ``line``, which says what they are about to do."""
         digest = int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "little") >> 2
-        extremes = self._reduce(np.array([digest, -digest], np.int64), COMPARE_SHAPE, self._hvd.Max)
+        extremes = self._reduce(np.array([digest, -digest], np.int64), self._hvd.Max)
         if extremes[0] != -extremes[1]:
-            raise self._mismatch(line)
-
-    @contextlib.contextmanager
-    def _same_calls(self, line: str) -> Iterator[None]:
-        """Name the ranks that differ, once Horovod's coordinator has found that they do and told all of them."""
-        try:
-            yield
-        except self._tf.errors.FailedPreconditionError:
-            raise self._mismatch(line) from None
-
-    def _mismatch(self, line: str) -> MismatchError:
-        return MismatchError(
-            "all ranks call the same operations in the same order, with the same names, shapes and dtypes",
-            received=self._all_texts(line),
-            fix="Look for a branch, a loop or a data shard that differs between these ranks",
-            operation=line.partition(":")[0],
-            where=self.topology.where,
-        )
-
-    def _all_texts(self, line: str) -> str:
-        """Gather a line of every rank for an error message."""
-        own = np.frombuffer(line.encode()[:TEXT_BYTES].ljust(TEXT_BYTES), np.uint8)
-        ranks: dict[str, list[str]] = {}
-        for rank, row in enumerate(self._gather(own.reshape(1, -1))):
-            ranks.setdefault(row.tobytes().decode(errors="replace").rstrip(), []).append(str(rank))
-        return "; ".join(f"rank{'s'[: len(who) - 1]} {', '.join(who)}: {text}" for text, who in ranks.items())
+            own = np.frombuffer(line.encode()[:TEXT_BYTES].ljust(TEXT_BYTES), np.uint8)
+            texts = [row.tobytes().decode(errors="replace").rstrip() for row in self._gather(own.reshape(1, -1))]
+            raise mismatch(texts, line.partition(":")[0], self.topology.where)
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         with self._eager():
-            gathered: np.ndarray = _view(self._hvd.allgather(self._tf.convert_to_tensor(rows)))
-            return gathered
+            return _view(self._hvd.allgather(self._tf.convert_to_tensor(rows)))
 
     def _exchange(self, rows: np.ndarray, splits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         with self._eager():
@@ -275,7 +243,7 @@ class HorovodBackend(Backend):
         # Overflow and NaN are the user's numbers, not a warning of one rank.
         ignored = np.errstate(all="ignore")
         try:
-            with self._turn, ignored, self._same_calls(line):
+            with self._turn, ignored:
                 yield line
         except errors.OpError as error:
             raise TransportError(

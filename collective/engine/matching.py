@@ -34,12 +34,18 @@ def agree(transport: Transport, description: str, operation: str) -> None:
     digest = int.from_bytes(hashlib.blake2b(description.encode(), digest_size=8).digest(), "little") >> 2
     if _all_equal(transport, digest):
         return
-    raise MismatchError(
+    texts = gather_texts(transport, description[:LONGEST_TEXT])
+    raise mismatch(texts, operation, f"rank {transport.rank} of {transport.size}")
+
+
+def mismatch(texts: list[str], operation: str, where: str) -> MismatchError:
+    """The error that every rank raises when the ranks' descriptions of what they call, ``texts``, differ."""
+    return MismatchError(
         "all ranks call the same operations in the same order, with the same names, shapes and dtypes",
-        received=_differences(gather_texts(transport, description[:LONGEST_TEXT])),
+        received=_differences(texts),
         fix="Look for a branch, a loop or a data shard that differs between these ranks",
         operation=operation,
-        where=f"rank {transport.rank} of {transport.size}",
+        where=where,
     )
 
 

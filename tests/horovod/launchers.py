@@ -22,19 +22,9 @@ ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
+OPEN_MPI = ("--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1")
 COMMANDS = {
-    "mpirun": [
-        "mpirun",
-        "-np",
-        "{}",
-        "--map-by",
-        ":OVERSUBSCRIBE",
-        "--bind-to",
-        "none",
-        "--mca",
-        "mpi_yield_when_idle",
-        "1",
-    ],
+    "mpirun": ["mpirun", "-np", "{}", *OPEN_MPI],
     "horovodrun --gloo": ["horovodrun", "--gloo", "-np", "{}"],
     # Horovod's own mapping options are those of Open MPI 4.
     "horovodrun --mpi": ["horovodrun", "--mpi", "-np", "{}", "--binding-args=--bind-to none --map-by slot"],

@@ -271,8 +271,6 @@ def test_bad_arguments_are_refused_with_rank_and_operation(case, rank, size):
 def test_a_bad_argument_on_one_rank_is_an_error_on_all(rank, size):
     if size == 1:
         pytest.skip("takes two ranks")
-    if world_backend() == "horovod":
-        pytest.skip("Horovod's core has no way to tell the other ranks")
     with pytest.raises(ArgumentError if rank == 1 else MismatchError, match="numbers or bool"):
         collective.allreduce(np.array([None]) if rank == 1 else np.zeros(1))
     assert collective.allreduce(np.ones(3), Sum).tolist() == [size] * 3
@@ -296,16 +294,8 @@ MISMATCHES = {
 def test_ranks_that_differ_all_get_the_same_error(case, rank, size):
     if size == 1:
         pytest.skip("takes two ranks")
-    if world_backend() == "horovod":
-        pytest.skip("Horovod's core decides; tests/horovod has its errors")
     with pytest.raises(MismatchError, match="all ranks call the same operations") as caught:
         MISMATCHES[case](rank == 1)
     texts = collective.allgather_object(str(caught.value).split("Received: ")[1])
     assert len(set(texts)) == 1
     assert "rank 1: " in texts[0]
-
-
-def world_backend():
-    from collective import world
-
-    return world.backend().name

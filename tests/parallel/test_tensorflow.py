@@ -156,8 +156,6 @@ def test_an_error_in_a_graph_tells_its_cause(rank, size):
 
     if size == 1:
         pytest.skip("takes two ranks")
-    if collective.world.backend().name == "horovod":
-        pytest.skip("Horovod's core decides; tests/horovod has its errors")
     with pytest.raises(tf.errors.OpError, match="all ranks call the same operations"):
         mismatched(tf.ones(3 + (rank == 1)))
     assert ctf.allreduce(tf.ones(1), Sum).numpy() == [size]

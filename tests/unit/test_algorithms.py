@@ -137,7 +137,9 @@ def test_algorithms_that_follow_each_other_do_not_interfere(size, calls, segment
         results = []
         for number, (name, length, dtype) in enumerate(calls):
             array = integers(transport.rank, length, number, dtype)
-            by_name("" if name == "by size" else name, transport)(transport, array, reduction_for(Sum, array.dtype, size), segment)
+            by_name("" if name == "by size" else name, transport)(
+                transport, array, reduction_for(Sum, array.dtype, size), segment
+            )
             results.append(array)
         return results
 
