@@ -8,6 +8,7 @@ reduced over all ranks. Algorithms know nothing else of dtypes and operations.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -51,6 +52,7 @@ class Reduction:
     finish: InPlace
 
 
+@functools.lru_cache(maxsize=256)
 def reduction_for(op: ReduceOp, dtype: np.dtype, size: int) -> Reduction:
     """Make the reduction of ``op`` for arrays of ``dtype`` on ``size`` ranks.
 

@@ -38,7 +38,7 @@ def _reduce_and_gather(
 ) -> None:
     """Reduce over ``ranks`` (a power of two of them), this one being ``ranks[me]``."""
     bounds = even_bounds(array.size, len(ranks))
-    received = np.empty(-(-array.size // 2) + 1, array.dtype)
+    received = np.empty(bounds[len(ranks) // 2], array.dtype)  # the first half is the longer one, if any
     first, width = 0, len(ranks)  # this rank is responsible for `width` parts from number `first` on
     while width > 1:
         width //= 2

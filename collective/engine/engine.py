@@ -11,7 +11,7 @@ import numpy as np
 from collective.algorithms import choice, pairwise
 from collective.algorithms.segments import even_bounds
 from collective.engine.fusion import buckets, pack, unpack
-from collective.engine.matching import agree, gather_counts
+from collective.engine.matching import Call, agree, gather_counts
 from collective.errors import MismatchError
 from collective.reduce_ops import ReduceOp
 from collective.reduction import reduction_for
@@ -39,8 +39,7 @@ class Engine:
 
     def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
         """Reduce each array in place."""
-        what = ", ".join(map(_shape, arrays))
-        with self._operation("allreduce", name, f"of {what} with {op!r}"):
+        with self._turn_of(Call("allreduce", name, _shapes(arrays), op)):
             for bucket in buckets(arrays, self._settings.fusion_bytes):
                 flat = pack(bucket)
                 reduction = reduction_for(op, flat.dtype, self._transport.size)
@@ -51,7 +50,7 @@ class Engine:
     def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
         """Concatenate along axis 0; the first dimensions may differ."""
         row = array.shape[1:]
-        with self._operation("allgather", name, f"of rows of {_shape(array[:0])[1:]}{array.dtype}"):
+        with self._turn_of(Call("allgather", name, ((array.dtype, row),))):
             counts = gather_counts(self._transport, len(array))
             gathered = np.empty((int(counts.sum()), *row), array.dtype)
             rows = np.concatenate([[0], np.cumsum(counts)])
@@ -63,8 +62,7 @@ class Engine:
 
     def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
         """Overwrite each array with the root's."""
-        what = ", ".join(map(_shape, arrays))
-        with self._operation("broadcast", name, f"of {what} from rank {root}"):
+        with self._turn_of(Call("broadcast", name, _shapes(arrays), root)):
             for bucket in buckets(arrays, self._settings.fusion_bytes):
                 flat = pack(bucket)
                 choice.broadcast(self._transport, flat, root, self._settings.segment_bytes)
@@ -73,7 +71,7 @@ class Engine:
     def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
         """Reduce and return this rank's rows; the array given is left with partial results."""
         transport = self._transport
-        with self._operation("reducescatter", name, f"of {_shape(array)} with {op!r}"):
+        with self._turn_of(Call("reducescatter", name, _shapes([array]), op)):
             reduction = reduction_for(op, array.dtype, transport.size)
             reduction.prepare(array.reshape(-1))
             rows = even_bounds(len(array), transport.size)
@@ -86,7 +84,7 @@ class Engine:
         """Send ``splits[r]`` rows to each rank r."""
         row = array.shape[1:]
         size = self._transport.size
-        with self._operation("alltoall", name, f"of rows of {_shape(array[:0])[1:]}{array.dtype}"):
+        with self._turn_of(Call("alltoall", name, ((array.dtype, row),))):
             sent = np.asarray(splits, np.int64)
             counts = np.empty(size, np.int64)
             pairwise.all_to_all(self._transport, _pieces(sent, [1] * size, 1), _pieces(counts, [1] * size, 1))
@@ -98,31 +96,30 @@ class Engine:
 
     def barrier(self, name: str) -> None:
         """Return once every rank has called it: to agree is to wait for all."""
-        with self._operation("barrier", name, ""):
+        with self._turn_of(Call("barrier", name)):
             pass
 
     def shutdown(self) -> None:
         """Return once every rank has called it; what the others still wait for ends in an error instead."""
-        with self._operation("shutdown", "", ""):
+        with self._turn_of(Call("shutdown")):
             pass
 
     def refuse(self, operation: str, reason: str) -> None:
         """Tell the other ranks that this one can't take part in ``operation``, so that they raise as well."""
-        with contextlib.suppress(MismatchError), self._operation(operation, "", f"refused: {reason}"):
+        with contextlib.suppress(MismatchError), self._turn_of(Call(operation, detail=f"refused: {reason}")):
             pass
 
     @contextlib.contextmanager
-    def _operation(self, kind: str, name: str, details: str) -> Iterator[None]:
-        label = f"{kind} {name!r}" if name else kind
+    def _turn_of(self, call: Call) -> Iterator[None]:
         # Overflow and NaN are the user's numbers, not a warning of one rank.
         with self._turn, np.errstate(all="ignore"):
-            self._patience.operation = label
-            agree(self._transport, f"{label} {details}".strip(), label)
+            self._patience.operation = call
+            agree(self._transport, call)
             yield
 
 
-def _shape(array: np.ndarray) -> str:
-    return f"{array.dtype}{list(array.shape)}"
+def _shapes(arrays: Sequence[np.ndarray]) -> tuple[tuple[np.dtype, tuple[int, ...]], ...]:
+    return tuple((array.dtype, array.shape) for array in arrays)
 
 
 def _pieces(array: np.ndarray, rows: Sequence[int], width: int) -> list[np.ndarray]:

@@ -1,18 +1,21 @@
 """Make sure that all ranks mean the same operation before any data moves.
 
 MPI itself does not look: ranks that differ in shape or dtype get garbage as a success, ranks that differ in order
-hang. Here every operation is described in a line of text, and the ranks compare a hash of it; where it differs, they
-exchange the texts and all raise the same error.
+hang. Here the ranks compare a hash of what they call; where it differs, they exchange it as text and all raise the same
+error.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import zlib
+from typing import NamedTuple
 
 import numpy as np
 
-from collective.algorithms import doubling, native, ring, shared_memory
+from collective.algorithms import doubling, ring, shared_memory
 from collective.errors import MismatchError
 from collective.reduce_ops import Max, ReduceOp, Sum
 from collective.reduction import reduction_for
@@ -23,19 +26,57 @@ SEGMENT = 64 * 1024
 LONGEST_TEXT = 2000
 
 
-def agree(transport: Transport, description: str, operation: str) -> None:
-    """Return once every rank has come with the same ``description``; so it is a barrier as well.
+class Call(NamedTuple):
+    """What a rank calls: all that has to be the same on every rank.
+
+    Attributes:
+        kind: The operation, such as ``allreduce``.
+        name: The user's name for it, or one made from a counter; empty: it needs none.
+        arrays: dtype and shape of each array, as far as they have to be the same.
+        detail: The reduce operation, the root, or the reason of a refusal.
+    """
+
+    kind: str
+    name: str = ""
+    arrays: tuple[tuple[np.dtype, tuple[int, ...]], ...] = ()
+    detail: ReduceOp | int | str = ""
+
+    @property
+    def label(self) -> str:
+        """The operation as errors name it."""
+        return f"{self.kind} {self.name!r}" if self.name else self.kind
+
+    def __str__(self) -> str:
+        arrays = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in self.arrays)
+        detail = f"from rank {self.detail}" if isinstance(self.detail, int) else str(self.detail)
+        return " ".join(part for part in (self.label, arrays and f"of {arrays}", detail) if part)
+
+    @property
+    def digest(self) -> int:
+        """A number of 62 bits that differs where anything differs."""
+        # Only names are new in every call; the rest is hashed once.
+        name = zlib.crc32(self.name.encode()) * 0x9E3779B97F4A7C15
+        return (_digest(self.kind, self.arrays, self.detail) ^ name) & (2**62 - 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(kind: str, arrays: tuple[tuple[np.dtype, tuple[int, ...]], ...], detail: ReduceOp | int | str) -> int:
+    text = str(Call(kind, "", arrays, detail)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def agree(transport: Transport, call: Call) -> None:
+    """Return once every rank has come with the same ``call``; so it is a barrier as well.
 
     Cost: one all-reduce of 16 bytes, or a few flags in shared memory.
 
     Raises:
-        MismatchError: on every rank, when the descriptions differ.
+        MismatchError: on every rank, when the calls differ.
     """
-    digest = int.from_bytes(hashlib.blake2b(description.encode(), digest_size=8).digest(), "little") >> 2
-    if _all_equal(transport, digest):
+    if _all_equal(transport, call.digest):
         return
-    texts = gather_texts(transport, description[:LONGEST_TEXT])
-    raise mismatch(texts, operation, f"rank {transport.rank} of {transport.size}")
+    texts = gather_texts(transport, str(call)[:LONGEST_TEXT])
+    raise mismatch(texts, call.label, f"rank {transport.rank} of {transport.size}")
 
 
 def mismatch(texts: list[str], operation: str, where: str) -> MismatchError:
@@ -79,8 +120,10 @@ def _all_equal(transport: Transport, word: int) -> bool:
 
 
 def _small_all_reduce(transport: Transport, values: np.ndarray, op: ReduceOp) -> None:
-    algorithm = native if transport.native else doubling
-    algorithm.all_reduce(transport, values, reduction_for(op, values.dtype, transport.size), SEGMENT)
+    if transport.native:
+        transport.native.all_reduce_patiently(values, op)
+    else:
+        doubling.all_reduce(transport, values, reduction_for(op, values.dtype, transport.size), SEGMENT)
 
 
 def _differences(texts: list[str]) -> str:

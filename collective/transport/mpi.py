@@ -58,7 +58,7 @@ class MpiRequest:
 
 
 class MpiNative:
-    """MPI_Iallreduce where its arithmetic equals NumPy's."""
+    """MPI_Allreduce where its arithmetic equals NumPy's."""
 
     OPS: Mapping[ReduceOp, MPI.Op] = {Average: MPI.SUM, Sum: MPI.SUM, Product: MPI.PROD, Min: MPI.MIN, Max: MPI.MAX}
     # Not the 8 and 16 bit integers: Open MPI's vector code saturates them. Not the minimum of floats: NaN is dropped.
@@ -75,11 +75,18 @@ class MpiNative:
         return dtype.name in self.INTEGERS or (dtype.name in self.FLOATS and op not in (Min, Max))
 
     def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
-        """Reduce in place; an average is left as the sum."""
-        datatype = self.INTEGERS.get(array.dtype.name) or self.FLOATS[array.dtype.name]
-        # The form that returns at once: a blocking call spins a core for as long as the slowest rank takes.
-        request = self._communicator.Iallreduce(MPI.IN_PLACE, [array, datatype], self.OPS[op])
+        """Reduce in place, once all ranks have come; see ``collective.transport.base``."""
+        self._communicator.Allreduce(MPI.IN_PLACE, [array, self._datatype(array)], self.OPS[op])
+
+    def all_reduce_patiently(self, array: np.ndarray, op: ReduceOp) -> None:
+        """Reduce in place; see ``collective.transport.base``."""
+        # The form that returns at once: the other spins a core for as long as the slowest rank takes.
+        request = self._communicator.Iallreduce(MPI.IN_PLACE, [array, self._datatype(array)], self.OPS[op])
         self._patience.wait(request.Test)
+
+    def _datatype(self, array: np.ndarray) -> MPI.Datatype:
+        name = array.dtype.name
+        return self.INTEGERS.get(name) or self.FLOATS[name]
 
 
 class MpiTransport:

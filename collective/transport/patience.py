@@ -24,7 +24,7 @@ class Patience:
 
     def __init__(self, stall_seconds: float) -> None:
         self.stall_seconds = stall_seconds
-        self.operation = "an operation"
+        self.operation: object = "an operation"  # what the warning says; made a text only then
 
     def wait(self, test: Callable[[], bool]) -> None:
         """Return once ``test()`` is true."""

@@ -22,7 +22,7 @@ from collective.transport.patience import Patience
 
 RANKS = st.integers(1, 9)
 SEGMENT = st.sampled_from([64, 96, 1000, 1 << 20])
-FAST = settings(max_examples=60, deadline=None)
+FAST = settings(max_examples=120, deadline=None)
 
 
 def integers(rank, length, seed, dtype=np.float64):
