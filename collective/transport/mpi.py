@@ -62,17 +62,20 @@ class MpiNative:
 
     OPS: Mapping[ReduceOp, MPI.Op] = {Average: MPI.SUM, Sum: MPI.SUM, Product: MPI.PROD, Min: MPI.MIN, Max: MPI.MAX}
     # Not the 8 and 16 bit integers: Open MPI's vector code saturates them. Not the minimum of floats: NaN is dropped.
-    INTEGERS: Mapping[str, MPI.Datatype] = {
-        "int32": MPI.INT32_T, "int64": MPI.INT64_T, "uint32": MPI.UINT32_T, "uint64": MPI.UINT64_T,
-    }  # fmt: skip
-    FLOATS: Mapping[str, MPI.Datatype] = {"float32": MPI.FLOAT, "float64": MPI.DOUBLE}
+    INTEGERS: Mapping[np.dtype, MPI.Datatype] = {
+        np.dtype(np.int32): MPI.INT32_T,
+        np.dtype(np.int64): MPI.INT64_T,
+        np.dtype(np.uint32): MPI.UINT32_T,
+        np.dtype(np.uint64): MPI.UINT64_T,
+    }
+    FLOATS: Mapping[np.dtype, MPI.Datatype] = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
 
     def __init__(self, communicator: MPI.Intracomm, patience: Patience) -> None:
         self._communicator, self._patience = communicator, patience
 
     def supports(self, op: ReduceOp, dtype: np.dtype) -> bool:
         """Tell whether MPI's result equals NumPy's."""
-        return dtype.name in self.INTEGERS or (dtype.name in self.FLOATS and op not in (Min, Max))
+        return dtype in self.INTEGERS or (dtype in self.FLOATS and op not in (Min, Max))
 
     def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce in place, once all ranks have come; see ``collective.transport.base``."""
@@ -85,8 +88,7 @@ class MpiNative:
         self._patience.wait(request.Test)
 
     def _datatype(self, array: np.ndarray) -> MPI.Datatype:
-        name = array.dtype.name
-        return self.INTEGERS.get(name) or self.FLOATS[name]
+        return self.INTEGERS.get(array.dtype) or self.FLOATS[array.dtype]
 
 
 class MpiTransport:
