@@ -9,6 +9,7 @@ from collective.collectives import allreduce as allreduce
 from collective.collectives import alltoall as alltoall
 from collective.collectives import barrier as barrier
 from collective.collectives import broadcast as broadcast
+from collective.collectives import empty as empty
 from collective.collectives import grouped_allreduce as grouped_allreduce
 from collective.collectives import reducescatter as reducescatter
 from collective.objects import allgather_object as allgather_object

@@ -29,7 +29,7 @@ def broadcast_object(obj: Any, root_rank: int = 0, *, name: str | None = None, a
     Cost:
         Two broadcasts: of the length (8 bytes) and of the encoded object.
     """
-    name = name or world.next_name("broadcast_object")
+    _, name = world.begin("broadcast_object", name)
     content = np.empty(0, np.uint8)
     failure: ArgumentError | None = None
     if world.rank() == root_rank:
@@ -61,7 +61,7 @@ def allgather_object(obj: Any, *, name: str | None = None, allow_pickle: bool = 
     Cost:
         Two all-gathers: of the lengths (8 bytes a rank) and of the encoded objects.
     """
-    name = name or world.next_name("allgather_object")
+    _, name = world.begin("allgather_object", name)
     try:
         content, failure = np.frombuffer(codec.encode(obj, allow_pickle), np.uint8), None
     except ArgumentError as error:

@@ -28,6 +28,9 @@ UFUNCS: dict[ReduceOp, np.ufunc] = {
     Product: np.multiply,
 }
 
+# Overflow and NaN are the user's numbers, not a warning of one rank.
+quiet = np.errstate(all="ignore")
+
 # Half precision is widened block by block so that the float32 copies stay in the cache.
 BLOCK = 16 * 1024
 
@@ -83,6 +86,7 @@ def _nothing(values: np.ndarray) -> None:
 
 
 def _plain(ufunc: np.ufunc) -> Combine:
+    @quiet
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
         ufunc(lower, higher, out=out)
 
@@ -90,6 +94,7 @@ def _plain(ufunc: np.ufunc) -> Combine:
 
 
 def _widened(ufunc: np.ufunc) -> Combine:
+    @quiet
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
         for start in range(0, lower.size, BLOCK):
             block = slice(start, start + BLOCK)
@@ -106,10 +111,12 @@ def _divide(size: int, by: Callable[[np.ndarray, int], None]) -> InPlace:
     return divide
 
 
+@quiet
 def _divide_float(values: np.ndarray, size: int) -> None:
     np.divide(values, values.dtype.type(size), out=values)
 
 
+@quiet
 def _divide_half(values: np.ndarray, size: int) -> None:
     for start in range(0, values.size, BLOCK):
         block = slice(start, start + BLOCK)

@@ -80,10 +80,16 @@ def backend(operation: str = "") -> Backend:
     return _joined(operation).backend
 
 
-def next_name(operation: str) -> str:
-    """A name for an operation that the user gave none; the same on all ranks that call the same operations."""
-    # One counter for all operations: after a mismatch, in which ranks called different ones, it still agrees.
-    return f"{operation}.{next(_joined(operation).numbers)}"
+def begin(operation: str, name: str | None = None) -> tuple[Backend, str]:
+    """Begin an operation: the backend that carries it out and its name, made from a counter if the user gave none.
+
+    Raises:
+        NotInitializedError: before ``init`` or after ``shutdown``.
+    """
+    world = _joined(operation)
+    # One counter for all operations, named or not: after a mismatch, in which ranks called different ones, it agrees.
+    number = next(world.numbers)
+    return world.backend, name or f"{operation}.{number}"
 
 
 def topology() -> Topology:

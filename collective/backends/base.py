@@ -26,6 +26,10 @@ class Backend(abc.ABC):
     def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
         """Reduce each array over all ranks, in place; the results are equal on all ranks to the bit."""
 
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:  # noqa: ARG002
+        """A new array, in memory that the ranks of a host share if the backend has such."""
+        return np.empty(shape, dtype)
+
     @abc.abstractmethod
     def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
         """Concatenate the ranks' arrays along axis 0, in rank order; the first dimensions may differ."""

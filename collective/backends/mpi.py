@@ -50,6 +50,10 @@ class MpiBackend(Backend):
         """See ``Backend``."""
         self._engine.allreduce(arrays, op, name)
 
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+        """See ``Backend``."""
+        return self._engine.empty(shape, dtype, name)
+
     def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
         """See ``Backend``."""
         return self._engine.allgather(array, name)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from collective.algorithms import choice, pairwise
+from collective.algorithms import choice, pairwise, resident
 from collective.algorithms.segments import even_bounds
 from collective.engine.fusion import buckets, pack, unpack
 from collective.engine.matching import Call, agree, gather_counts
+from collective.engine.residents import Residents
 from collective.errors import MismatchError
 from collective.reduce_ops import ReduceOp
-from collective.reduction import reduction_for
+from collective.reduction import Reduction, reduction_for
 from collective.settings import Settings
 from collective.transport.base import Transport
 from collective.transport.patience import Patience
@@ -33,6 +34,7 @@ class Engine:
 
     def __init__(self, transport: Transport, settings: Settings, patience: Patience) -> None:
         self._transport, self._settings, self._patience = transport, settings, patience
+        self._residents = Residents(transport, patience)
         self._all_reduce = choice.by_name(settings.algorithm, transport)
         # Two threads of one process take turns; that every rank sees the same order, `agree` checks.
         self._turn = threading.Lock()
@@ -41,11 +43,38 @@ class Engine:
         """Reduce each array in place."""
         with self._turn_of(Call("allreduce", name, _shapes(arrays), op)):
             for bucket in buckets(arrays, self._settings.fusion_bytes):
-                flat = pack(bucket)
-                reduction = reduction_for(op, flat.dtype, self._transport.size)
-                reduction.prepare(flat)
-                self._all_reduce(self._transport, flat, reduction, self._settings.segment_bytes)
-                unpack(flat, bucket)
+                reduction = reduction_for(op, bucket[0].dtype, self._transport.size)
+                if len(bucket) == 1:
+                    self._reduce_alone(bucket[0], reduction)
+                else:
+                    self._reduce_together(bucket, reduction)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+        """A new array, in memory that the ranks share if they can."""
+        with self._turn_of(Call("empty", name, ((dtype, shape),))):
+            return self._residents.empty(shape, dtype)
+
+    def _reduce_alone(self, array: np.ndarray, reduction: Reduction) -> None:
+        memory = self._residents.memory_of(array)
+        if memory is not None:
+            resident.all_reduce(memory, array.size, reduction)
+        else:
+            flat = array.reshape(-1)
+            reduction.prepare(flat)
+            self._all_reduce(self._transport, flat, reduction, self._settings.segment_bytes)
+
+    def _reduce_together(self, bucket: Sequence[np.ndarray], reduction: Reduction) -> None:
+        memory = None if self._settings.algorithm else self._residents.bucket(self._settings.fusion_bytes)
+        elements = sum(array.size for array in bucket)
+        if memory is not None:
+            flat = resident.area(memory, memory.rank, reduction.dtype)[:elements]
+            pack(bucket, flat)
+            resident.all_reduce(memory, elements, reduction)
+        else:
+            flat = np.empty(elements, reduction.dtype)
+            pack(bucket, flat)
+            self._reduce_alone(flat, reduction)
+        unpack(flat, bucket)
 
     def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
         """Concatenate along axis 0; the first dimensions may differ."""
@@ -64,9 +93,13 @@ class Engine:
         """Overwrite each array with the root's."""
         with self._turn_of(Call("broadcast", name, _shapes(arrays), root)):
             for bucket in buckets(arrays, self._settings.fusion_bytes):
-                flat = pack(bucket)
+                alone = len(bucket) == 1
+                flat = bucket[0].reshape(-1) if alone else np.empty(sum(a.size for a in bucket), bucket[0].dtype)
+                if not alone:
+                    pack(bucket, flat)
                 choice.broadcast(self._transport, flat, root, self._settings.segment_bytes)
-                unpack(flat, bucket)
+                if not alone:
+                    unpack(flat, bucket)
 
     def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
         """Reduce and return this rank's rows; the array given is left with partial results."""
@@ -109,13 +142,32 @@ class Engine:
         with contextlib.suppress(MismatchError), self._turn_of(Call(operation, detail=f"refused: {reason}")):
             pass
 
-    @contextlib.contextmanager
-    def _turn_of(self, call: Call) -> Iterator[None]:
-        # Overflow and NaN are the user's numbers, not a warning of one rank.
-        with self._turn, np.errstate(all="ignore"):
-            self._patience.operation = call
-            agree(self._transport, call)
-            yield
+    def _turn_of(self, call: Call) -> _Turn:
+        return _Turn(self._turn, self._patience, self._transport, call)
+
+
+class _Turn:
+    """The time of one operation: alone in this process, and begun by all ranks.
+
+    A class, because a generator as context manager costs two microseconds, a third of a small all-reduce.
+    """
+
+    __slots__ = ("_call", "_lock", "_patience", "_transport")
+
+    def __init__(self, lock: threading.Lock, patience: Patience, transport: Transport, call: Call) -> None:
+        self._lock, self._patience, self._transport, self._call = lock, patience, transport, call
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        try:
+            self._patience.operation = self._call
+            agree(self._transport, self._call)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def _shapes(arrays: Sequence[np.ndarray]) -> tuple[tuple[np.dtype, tuple[int, ...]], ...]:

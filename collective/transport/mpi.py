@@ -20,7 +20,7 @@ from collective.transport.shared import SharedMemory
 mpi4py.rc.initialize = False
 mpi4py.rc.finalize = True
 try:
-    from mpi4py import MPI
+    from mpi4py import MPI as MPI
 except (ImportError, RuntimeError) as error:
     raise LaunchError(
         "mpi4py finds an MPI library",

@@ -1,0 +1,1 @@
+"""``collective bench``: the time of an all-reduce beside that of its peers, in one run."""
