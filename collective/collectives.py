@@ -45,7 +45,12 @@ def allreduce(
     Cost per rank:
         At best 2(N-1) messages and 2(N-1)/N x bytes (ring); see ``collective.algorithms`` for the others.
     """
-    return grouped_allreduce([array], op, name=name, out=None if out is None else [out], _kind="allreduce")[0]
+    with _Operation("allreduce", name) as operation:
+        source = _native_array(array)
+        _check_op(op, source.dtype, operation.backend.topology.size)
+        work = _work_array(source, out)
+    operation.backend.allreduce((work,), op, operation.label)
+    return _deliver(work, out)
 
 
 def grouped_allreduce(
@@ -70,8 +75,8 @@ def grouped_allreduce(
     with _Operation(_kind, name) as operation:
         sources = [_native_array(array) for array in arrays]
         targets = _targets(sources, out)
-        for source in sources:
-            _check_op(op, source.dtype, operation.backend.topology.size)
+        for dtype in {source.dtype for source in sources}:
+            _check_op(op, dtype, operation.backend.topology.size)
         work = [_work_array(source, target) for source, target in zip(sources, targets, strict=True)]
     operation.backend.allreduce(work, op, operation.label)
     return [_deliver(result, target) for result, target in zip(work, targets, strict=True)]
@@ -278,29 +283,35 @@ def _check_op(op: ReduceOp, dtype: np.dtype[Any], size: int) -> None:
     reduction_for(op, dtype, size)
 
 
-def _targets(sources: Sequence[Array], out: Sequence[Array] | None) -> list[Array | None]:
+def _targets(sources: Sequence[Array], out: Sequence[Array] | None) -> Sequence[Array | None]:
     if out is None:
         return [None] * len(sources)
     if len(out) != len(sources):
         raise ArgumentError("out has an array for each input", received=f"inputs={len(sources)}, out={len(out)}")
-    for source, target in zip(sources, out, strict=True):
-        fits = isinstance(target, np.ndarray) and target.shape == source.shape and target.flags.writeable
-        if not fits or target.dtype.newbyteorder("=") != source.dtype:
-            raise ArgumentError(
-                f"out is a writeable array of the input's shape and dtype: {source.dtype}{list(source.shape)}",
-                received=f"out={type(target).__name__} {getattr(target, 'dtype', '')}{list(np.shape(target))}"
-                + (" (read-only)" if isinstance(target, np.ndarray) and not target.flags.writeable else ""),
-            )
-    return list(out)
+    return out
 
 
 def _work_array(source: Array, target: Array | None) -> Array:
     """A contiguous array with the values of ``source`` that an operation may overwrite: the target, if it can be."""
-    if target is None or not target.flags.c_contiguous or not target.dtype.isnative:
+    if target is None:
+        return np.array(source, order="C", copy=True)
+    if target is not source or not target.flags.writeable:
+        _check_target(source, target)
+    if not target.flags.c_contiguous or not target.dtype.isnative:
         return np.array(source, order="C", copy=True)
     if target is not source:
         target[...] = source
     return target
+
+
+def _check_target(source: Array, target: Array) -> None:
+    fits = isinstance(target, np.ndarray) and target.shape == source.shape and target.flags.writeable
+    if not fits or target.dtype.newbyteorder("=") != source.dtype:
+        raise ArgumentError(
+            f"out is a writeable array of the input's shape and dtype: {source.dtype}{list(source.shape)}",
+            received=f"out={type(target).__name__} {getattr(target, 'dtype', '')}{list(np.shape(target))}"
+            + (" (read-only)" if isinstance(target, np.ndarray) and not target.flags.writeable else ""),
+        )
 
 
 def _deliver(result: Array, target: Array | None) -> Array:
