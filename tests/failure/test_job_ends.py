@@ -71,7 +71,7 @@ def test_a_stalled_rank_is_reported_by_those_that_wait():
     code = PROLOGUE + "if r == 1: time.sleep(2)\nc.allreduce(np.ones(3), name='late one')"
     result = run_job(2, sys.executable, "-c", code, COLLECTIVE_STALL_SECONDS="0.5")
     assert result.returncode == 0
-    assert "rank 0 of 2: WARNING: allreduce 'late one' has waited" in result.stderr
+    assert "rank 0 of 2: WARNING: allreduce 'late one' of float64[3] Average has waited" in result.stderr
     assert "rank 1 of 2" not in result.stderr
 
 

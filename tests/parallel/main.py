@@ -20,8 +20,10 @@ def main() -> int:
     folder, *arguments = sys.argv[1:]
     collective.init()
     here = str(Path(__file__).parent)
+    # pytest tidies a folder that all its runs share; ranks would get in each other's way there.
+    own = ("--basetemp", str(Path(folder) / f"files-of-rank{collective.rank()}"))
     with open(Path(folder) / f"rank{collective.rank()}.txt", "w") as log, contextlib.redirect_stdout(log):
-        status = pytest.main([here, "-p", "no:cacheprovider", "-q", "--color=no", *KERAS_WARNS, *arguments])
+        status = pytest.main([here, "-p", "no:cacheprovider", "-q", "--color=no", *KERAS_WARNS, *own, *arguments])
     with contextlib.suppress(collective.errors.CollectiveError):
         collective.shutdown()
     return int(status)
