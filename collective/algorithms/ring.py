@@ -74,9 +74,7 @@ def _rotate(
     adding_steps = size - 1
 
     def segment(chunk: int, number: int) -> np.ndarray:
-        start, stop = bounds[chunk % size], bounds[chunk % size + 1]
-        cuts = even_bounds(stop - start, count)
-        return array[start + cuts[number] : start + cuts[number + 1]]
+        return _segment(array, bounds, chunk % size, number, count)
 
     arrivals = [(step, number) for step in steps for number in range(count)]
     ahead = min(AHEAD, adding_steps * count)  # no further than the sends that a receive has to wait for are known
@@ -116,3 +114,10 @@ def _rotate(
             post_receive(index + ahead)
     for request in sends:
         request.wait()
+
+
+def _segment(array: np.ndarray, bounds: Sequence[int], chunk: int, number: int, count: int) -> np.ndarray:
+    """Part ``number`` of the ``count`` parts of a chunk; a view."""
+    start, stop = bounds[chunk], bounds[chunk + 1]
+    cuts = even_bounds(stop - start, count)
+    return array[start + cuts[number] : start + cuts[number + 1]]

@@ -33,16 +33,16 @@ class MpiBackend(Backend):
 
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
         patience = Patience(settings.stall_seconds)
-        self._transport = mpi.connect(patience, environment)
-        self.topology = topology.from_hosts(self._transport.rank, self._transport.hosts())
+        self.transport = mpi.connect(patience, environment)
+        self.topology = topology.from_hosts(self.transport.rank, self.transport.hosts())
         if 1 < self.topology.size == self.topology.local_size:
             self._share_memory(patience)
-        self._engine = Engine(self._transport, settings, patience)
+        self._engine = Engine(self.transport, settings, patience)
 
     def _share_memory(self, patience: Patience) -> None:
         try:
             size = shared_memory.segment_size(self.topology.size)
-            self._transport.shared = segment.create(self._transport, size, patience)
+            self.transport.shared = segment.create(self.transport, size, patience)
         except TransportError as error:
             logger.warning("%s Messages are used instead: slower, and right.", error)
 
@@ -81,8 +81,8 @@ class MpiBackend(Backend):
     def shutdown(self) -> None:
         """See ``Backend``. MPI itself stays up until the process ends, so that ``init`` works again."""
         self._engine.shutdown()
-        self._transport.close()
+        self.transport.close()
 
     def abort(self, status: int) -> None:
         """See ``Backend``."""
-        self._transport.abort(status)
+        self.transport.abort(status)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", default=SIZES, metavar="N,...", help=f"bytes, with K, M or G (default {SIZES})")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="default: float32")
     parser.add_argument(
-        "--peers", metavar="NAME,...", help=f"of {', '.join(contenders.PEERS)} (default: those installed, not horovod)"
+        "--beside", metavar="NAME,...", help=f"of {', '.join(contenders.PEERS)} (default: resident and installed peers)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
@@ -42,10 +42,9 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     collective.init()
-    default = [name for name in contenders.installed_peers() if name != "horovod"]
-    peers = arguments.peers.split(",") if arguments.peers else default
-    names = ["collective", *peers]
-    taking_part = [contenders.ours(), *(contenders.PEERS[name][1]() for name in peers)]
+    beside = arguments.beside.split(",") if arguments.beside else contenders.installed_peers()
+    names = ["collective", *beside]
+    taking_part = [contenders.ours(), *(contenders.PEERS[name][1]() for name in beside)]
     title = f"All-reduce of {arguments.dtype} on {world.size()} ranks, {world.cross_size()} host(s)"
     tells = world.rank() == 0
     if tells:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -11,7 +12,11 @@ import numpy as np
 
 import collective
 from collective import world
+from collective.algorithms.choice import by_name
+from collective.errors import ArgumentError
 from collective.reduce_ops import Sum
+from collective.reduction import reduction_for
+from collective.settings import ALGORITHMS, Settings
 
 MPI_NAMES = ("mpi", "mpi-in-place")
 
@@ -36,6 +41,23 @@ class Contender:
 def ours() -> Contender:
     """Our public call, in place."""
     return Contender("collective", lambda array: collective.allreduce(array, Sum, out=array))
+
+
+def algorithm(name: str) -> Contender:
+    """One of our algorithms by itself, without the engine around it."""
+    from collective.backends.mpi import MpiBackend
+
+    backend = world.backend()
+    if not isinstance(backend, MpiBackend):
+        raise ArgumentError("algorithms are measured over MPI", received=f"backend={backend.name}, {name}")
+    transport, segment_bytes = backend.transport, Settings().segment_bytes
+
+    def all_reduce(array: np.ndarray) -> np.ndarray:
+        reduction = reduction_for(Sum, array.dtype, transport.size)
+        by_name(name, transport)(transport, array, reduction, segment_bytes)
+        return array
+
+    return Contender(name, all_reduce)
 
 
 def resident() -> Contender:
@@ -105,6 +127,7 @@ def gloo() -> Contender:
 
 PEERS: dict[str, tuple[str, Callable[[], Contender]]] = {
     "resident": ("numpy", resident),
+    **{name: ("mpi4py", functools.partial(algorithm, name)) for name in ALGORITHMS},
     "memcpy": ("numpy", memcpy),
     "mpi": ("mpi4py", lambda: native(in_place=False)),
     "mpi-in-place": ("mpi4py", lambda: native(in_place=True)),
@@ -114,5 +137,5 @@ PEERS: dict[str, tuple[str, Callable[[], Contender]]] = {
 
 
 def installed_peers() -> list[str]:
-    """The peers that can take part here."""
-    return [name for name, (module, _) in PEERS.items() if importlib.util.find_spec(module)]
+    """The peers that can take part here, beside our own algorithms."""
+    return [name for name, (module, _) in PEERS.items() if name not in ALGORITHMS and importlib.util.find_spec(module)]
