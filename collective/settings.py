@@ -25,6 +25,8 @@ class Settings:
         backend: What carries the data: ``mpi``, ``horovod`` or ``solo`` (one process); empty: found out at start.
         algorithm: The all-reduce algorithm for every size; empty: chosen by size. ``shared_memory`` works inside one
             host; across hosts it means the ring.
+        small_bytes: Bytes up to which the MPI library's own all-reduce is used; -1: measured once for a host, a library
+            and a number of ranks, and kept in ``~/.cache/collective``.
         segment_bytes: Bytes of one message of the segmented algorithms; adding one overlaps receiving the next.
         fusion_bytes: Bytes up to which arrays of one dtype are joined into one message; larger ones travel alone.
         stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.
@@ -33,6 +35,7 @@ class Settings:
 
     backend: str = ""
     algorithm: str = ""
+    small_bytes: int = -1
     segment_bytes: int = 256 * 1024
     fusion_bytes: int = 4 * 1024 * 1024
     stall_seconds: float = 60.0
@@ -42,6 +45,7 @@ class Settings:
         _check_choice("backend", self.backend, ("", *BACKENDS))
         _check_choice("algorithm", self.algorithm, ("", *ALGORITHMS))
         _check_choice("log_level", self.log_level, LOG_LEVELS)
+        _check_range("small_bytes", self.small_bytes, least=-1)
         _check_range("segment_bytes", self.segment_bytes, least=64)
         _check_range("fusion_bytes", self.fusion_bytes, least=0)
         _check_range("stall_seconds", self.stall_seconds, least=0)

@@ -22,27 +22,30 @@ ALL_REDUCE: dict[str, AllReduce] = {
     "shared_memory": shared_memory.all_reduce,
 }
 
-# Up to here the C code of the MPI library beats messages and flags handled one by one in Python (measured at 2 to 4
-# ranks on one host and on four hosts at 1 Gbit/s). Beyond, the bytes count for more than the calls.
-SMALL_BYTES = 64 * 1024
+
+def small(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
+    """Reduce an array for which calls count for more than bytes: in the MPI library's C code."""
+    native.all_reduce(transport, array, reduction, segment_bytes)
+
+
+def large(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
+    """Reduce an array for which bytes count for more than calls: in shared memory, or round the ring."""
+    algorithm = shared_memory if transport.shared else ring
+    algorithm.all_reduce(transport, array, reduction, segment_bytes)
 
 
 def by_name(name: str, transport: Transport) -> AllReduce:
-    """The all-reduce that a setting names; empty: the choice by size."""
-    if name == "shared_memory" and not transport.shared:
-        return ring.all_reduce
-    return ALL_REDUCE[name] if name else by_size
+    """The all-reduce that a setting names."""
+    return ring.all_reduce if name == "shared_memory" and not transport.shared else ALL_REDUCE[name]
 
 
-def by_size(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
-    """Reduce a flat contiguous ``array`` in place by the algorithm that suits its size."""
-    if array.nbytes <= SMALL_BYTES:
-        algorithm = native.all_reduce
-    elif transport.shared:
-        algorithm = shared_memory.all_reduce
-    else:
-        algorithm = ring.all_reduce
-    algorithm(transport, array, reduction, segment_bytes)
+def by_size(small_bytes: int) -> AllReduce:
+    """The all-reduce that treats arrays up to ``small_bytes`` bytes as small and others as large."""
+
+    def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
+        (small if array.nbytes <= small_bytes else large)(transport, array, reduction, segment_bytes)
+
+    return all_reduce
 
 
 def reduce_scatter(

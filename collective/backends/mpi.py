@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from collective import topology
 from collective.algorithms import shared_memory
 from collective.backends.base import Backend
+from collective.engine import tuning
 from collective.engine.engine import Engine
 from collective.errors import TransportError
 from collective.log import logger
@@ -37,7 +39,11 @@ class MpiBackend(Backend):
         self.topology = topology.from_hosts(self.transport.rank, self.transport.hosts())
         if 1 < self.topology.size == self.topology.local_size:
             self._share_memory(patience)
-        self._engine = Engine(self.transport, settings, patience)
+        place = f"{platform.node()}, {mpi.library()}, {self.topology.size} ranks, {self.topology.local_size} here"
+        small_bytes = settings.small_bytes
+        if small_bytes < 0:
+            small_bytes = tuning.small_bytes(self.transport, settings.segment_bytes, place)
+        self._engine = Engine(self.transport, settings, patience, small_bytes)
 
     def _share_memory(self, patience: Patience) -> None:
         try:

@@ -30,12 +30,16 @@ class Engine:
         transport: The messages between the ranks of the group.
         settings: Algorithm, segment and bucket sizes.
         patience: How the transport waits; it is told the name of the operation.
+        small_bytes: Size up to which arrays are reduced by the algorithm for small ones.
     """
 
-    def __init__(self, transport: Transport, settings: Settings, patience: Patience) -> None:
+    def __init__(self, transport: Transport, settings: Settings, patience: Patience, small_bytes: int = 0) -> None:
         self._transport, self._settings, self._patience = transport, settings, patience
         self._residents = Residents(transport, patience)
-        self._all_reduce = choice.by_name(settings.algorithm, transport)
+        if settings.algorithm:
+            self._all_reduce = choice.by_name(settings.algorithm, transport)
+        else:
+            self._all_reduce = choice.by_size(small_bytes)
         # Two threads of one process take turns; that every rank sees the same order, `agree` checks.
         self._turn = threading.Lock()
 

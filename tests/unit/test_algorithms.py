@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collective.algorithms import pairwise, ring, shared_memory, tree
-from collective.algorithms.choice import ALL_REDUCE, by_name
+from collective.algorithms.choice import ALL_REDUCE, by_name, by_size
 from collective.algorithms.segments import even_bounds, segments
 from collective.engine.engine import Engine
 from collective.engine.fusion import buckets, pack, unpack
@@ -137,9 +137,8 @@ def test_algorithms_that_follow_each_other_do_not_interfere(size, calls, segment
         results = []
         for number, (name, length, dtype) in enumerate(calls):
             array = integers(transport.rank, length, number, dtype)
-            by_name("" if name == "by size" else name, transport)(
-                transport, array, reduction_for(Sum, array.dtype, size), segment
-            )
+            algorithm = by_size(200) if name == "by size" else by_name(name, transport)
+            algorithm(transport, array, reduction_for(Sum, array.dtype, size), segment)
             results.append(array)
         return results
 
