@@ -10,7 +10,7 @@ from collective.errors import SettingError
 
 PREFIX = "COLLECTIVE_"
 BACKENDS = ("mpi", "horovod", "solo")
-ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native", "shared_memory")
+ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native", "shared_memory", "hierarchical")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -24,7 +24,7 @@ class Settings:
     Attributes:
         backend: What carries the data: ``mpi``, ``horovod`` or ``solo`` (one process); empty: found out at start.
         algorithm: The all-reduce algorithm for every size; empty: chosen by size. ``shared_memory`` works inside one
-            host; across hosts it means the ring.
+            host, ``hierarchical`` across hosts with several ranks each; elsewhere they mean the ring.
         small_bytes: Bytes up to which the MPI library's own all-reduce is used; -1: measured once for a host, a library
             and a number of ranks, and kept in ``~/.cache/collective``.
         segment_bytes: Bytes of one message of the segmented algorithms; adding one overlaps receiving the next.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from collective.algorithms import doubling, halving, native, ring, shared_memory, star, tree
+from collective.algorithms import doubling, halving, hierarchical, native, ring, shared_memory, star, tree
 from collective.reduction import Reduction
 from collective.transport.base import Transport
 
@@ -20,6 +20,7 @@ ALL_REDUCE: dict[str, AllReduce] = {
     "halving": halving.all_reduce,
     "native": native.all_reduce,
     "shared_memory": shared_memory.all_reduce,
+    "hierarchical": hierarchical.all_reduce,
 }
 
 
@@ -29,14 +30,15 @@ def small(transport: Transport, array: np.ndarray, reduction: Reduction, segment
 
 
 def large(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
-    """Reduce an array for which bytes count for more than calls: in shared memory, or round the ring."""
-    algorithm = shared_memory if transport.shared else ring
+    """Reduce an array for which bytes count for more than calls: inside a host, round the ring of hosts, or both."""
+    algorithm = shared_memory if transport.shared else hierarchical if transport.hierarchy else ring
     algorithm.all_reduce(transport, array, reduction, segment_bytes)
 
 
 def by_name(name: str, transport: Transport) -> AllReduce:
-    """The all-reduce that a setting names."""
-    return ring.all_reduce if name == "shared_memory" and not transport.shared else ALL_REDUCE[name]
+    """The all-reduce that a setting names, or the ring where that one is not possible."""
+    possible = {"shared_memory": transport.shared, "hierarchical": transport.hierarchy}
+    return ring.all_reduce if name in possible and not possible[name] else ALL_REDUCE[name]
 
 
 def by_size(small_bytes: int) -> AllReduce:

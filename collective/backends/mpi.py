@@ -12,11 +12,13 @@ from collective.algorithms import shared_memory
 from collective.backends.base import Backend
 from collective.engine import tuning
 from collective.engine.engine import Engine
+from collective.engine.matching import all_agree
 from collective.errors import TransportError
 from collective.log import logger
 from collective.reduce_ops import ReduceOp
 from collective.settings import Settings
 from collective.transport import mpi, segment
+from collective.transport.group import Group
 from collective.transport.patience import Patience
 
 
@@ -36,21 +38,35 @@ class MpiBackend(Backend):
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
         patience = Patience(settings.stall_seconds)
         self.transport = mpi.connect(patience, environment)
-        self.topology = topology.from_hosts(self.transport.rank, self.transport.hosts())
-        if 1 < self.topology.size == self.topology.local_size:
-            self._share_memory(patience)
+        hosts = self.transport.hosts()
+        self.topology = topology.from_hosts(self.transport.rank, hosts)
+        self._share_memory(hosts, patience)
         place = f"{platform.node()}, {mpi.library()}, {self.topology.size} ranks, {self.topology.local_size} here"
         small_bytes = settings.small_bytes
         if small_bytes < 0:
             small_bytes = tuning.small_bytes(self.transport, settings.segment_bytes, place)
         self._engine = Engine(self.transport, settings, patience, small_bytes)
 
-    def _share_memory(self, patience: Patience) -> None:
+    def _share_memory(self, hosts: Sequence[str], patience: Patience) -> None:
+        """Let the ranks of each host share memory, where all hosts have the same number of ranks."""
+        here = self.topology.local_size
+        if here == 1 or {hosts.count(host) for host in hosts} != {here}:
+            return
+        local = Group(self.transport, [rank for rank, host in enumerate(hosts) if host == hosts[self.topology.rank]])
+        size = shared_memory.segment_size(here)
         try:
-            size = shared_memory.segment_size(self.topology.size)
-            self.transport.shared = segment.create(self.transport, size, patience)
+            local.shared = segment.create(local, size, patience)
         except TransportError as error:
             logger.warning("%s Messages are used instead: slower, and right.", error)
+        # One host without shared memory is enough for all to go by messages.
+        if not all_agree(self.transport, local.shared is not None):
+            return
+        if here == self.topology.size:
+            self.transport.shared = local.shared
+        else:
+            local_ranks = [hosts[:rank].count(host) for rank, host in enumerate(hosts)]
+            peers = [rank for rank, local_rank in enumerate(local_ranks) if local_rank == self.topology.local_rank]
+            self.transport.hierarchy = (local, Group(self.transport, peers))
 
     def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
         """See ``Backend``."""

@@ -52,6 +52,10 @@ class Transport(Protocol):
     def shared(self) -> SharedMemory | None:
         """Memory that all its ranks map; None: they are on several hosts, or can't."""
 
+    @property
+    def hierarchy(self) -> tuple[Transport, Transport] | None:
+        """The ranks of this host, which share memory, and one rank of each host; None: there are no such groups."""
+
     def send(self, buffer: np.ndarray, to: int) -> Request:
         """Start to send ``buffer`` to rank ``to``."""
 
