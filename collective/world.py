@@ -173,5 +173,5 @@ def _shutdown_at_exit() -> None:
     try:
         shutdown()
     except MismatchError as error:
-        crash.report(ending.topology.where, f"this rank has come to its end, others have not ({error})")
+        crash.report(ending.topology.where, f"this rank came to its end before the others: {error.received}")
         ending.abort(1)

@@ -84,7 +84,8 @@ def mismatch(texts: list[str], operation: str, where: str) -> MismatchError:
     return MismatchError(
         "all ranks call the same operations in the same order, with the same names, shapes and dtypes",
         received=_differences(texts),
-        fix="Look for a branch, a loop or a data shard that differs between these ranks",
+        fix="Look for a branch or a loop that differs between these ranks, or for unequal numbers of batches, against "
+        "which collective.data helps",
         operation=operation,
         where=where,
     )

@@ -33,7 +33,8 @@ def reduce_gradients(gradients: Sequence[Any], op: ReduceOp = Average) -> list[A
         return reduced
     dense = [place for place, gradient in enumerate(reduced) if _is_dense(gradient)]
     if dense:
-        for place, gradient in zip(dense, grouped_allreduce([reduced[place] for place in dense], op), strict=True):
+        together = grouped_allreduce([reduced[place] for place in dense], op, name="gradients")
+        for place, gradient in zip(dense, together, strict=True):
             reduced[place] = gradient
     for place, gradient in enumerate(reduced):
         if isinstance(gradient, tf.IndexedSlices):
