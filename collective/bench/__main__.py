@@ -41,6 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m collective.bench", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_args()
+    unknown = [name for name in (arguments.beside or "").split(",") if name and name not in contenders.PEERS]
+    if unknown:
+        parser.error(f"--beside takes {', '.join(contenders.PEERS)}; not {', '.join(unknown)}")
     collective.init()
     beside = arguments.beside.split(",") if arguments.beside else contenders.installed_peers()
     names = ["collective", *beside]
