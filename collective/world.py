@@ -43,7 +43,10 @@ def init() -> None:
     if _world:
         return
     chosen = settings.from_environment(os.environ)
-    backend = _start_backend(chosen, os.environ)
+    launch = launched.detect(os.environ)
+    # The backend has things to say while it starts, before it knows its rank for sure.
+    log.configure(chosen.log_level, f"process {launch.rank} of {launch.size}" if launch else "this process")
+    backend = _start_backend(chosen, launch, os.environ)
     where = backend.topology.where
     log.configure(chosen.log_level, where)
     undo = crash.end_job_on_exception(where, backend.abort) if backend.topology.size > 1 else lambda: None
@@ -137,8 +140,9 @@ def _joined(operation: str) -> World:
     return _world
 
 
-def _start_backend(chosen: settings.Settings, environment: Mapping[str, str]) -> Backend:
-    launch = launched.detect(environment)
+def _start_backend(
+    chosen: settings.Settings, launch: launched.Launched | None, environment: Mapping[str, str]
+) -> Backend:
     name = chosen.backend
     if not name:
         name = "horovod" if launch and launch.launcher is launched.GLOO else "mpi" if launch or _mpi_is_up() else "solo"

@@ -28,6 +28,7 @@ class Residents:
         self._made = 0
         self._known: dict[int, tuple[weakref.ref[np.ndarray], int, SharedMemory]] = {}
         self._bucket: SharedMemory | None = None
+        self._bucket_asked_for = False
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """A new array of undefined values, resident if the ranks can share so much memory."""
@@ -55,7 +56,8 @@ class Residents:
 
     def bucket(self, bucket_bytes: int) -> SharedMemory | None:
         """The memory in which small arrays are joined; made when it is first asked for."""
-        if self._bucket is None:
+        if not self._bucket_asked_for:  # once: where there is no room, one warning is enough
+            self._bucket_asked_for = True
             self._bucket = self._make(bucket_bytes)
         return self._bucket
 
