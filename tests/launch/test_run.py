@@ -24,9 +24,18 @@ def collective(*words, **environment):
     return run([sys.executable, "-m", "collective", *words], timeout=60, **environment)
 
 
+def plain_job(ranks, python, *command, **options):
+    """Run a program that has none of our code in its ranks.
+
+    Intel MPI 2021.18 crashed (SIGSEGV) in one of 52 such runs, by itself; a crash of the MPI counts if it comes again.
+    """
+    job = run_job(ranks, python, *command, **options)
+    return run_job(ranks, python, *command, **options) if "Segmentation fault" in job.stdout + job.stderr else job
+
+
 def test_every_mpi_runs_more_ranks_than_cores_unbound_with_no_flags(mpi_python):
     ranks = CORES + 1
-    job = run_job(ranks, mpi_python, RING, MINE="mine")
+    job = plain_job(ranks, mpi_python, RING, MINE="mine")
     assert job.returncode == 0, job.stderr
     reports = ast.literal_eval(job.stdout)
     assert [rank for rank, *_ in reports] == list(range(ranks))
@@ -38,7 +47,7 @@ def test_every_mpi_runs_more_ranks_than_cores_unbound_with_no_flags(mpi_python):
 def test_every_mpi_runs_on_four_hosts_from_either_kind_of_host_file(mpi_python, four_hosts, tmp_path, write):
     file = tmp_path / "hosts.txt"
     file.write_text(write(Host(address) for address in four_hosts.addresses))
-    job = run_job(
+    job = plain_job(
         *(4, mpi_python, RING),
         options=("--hostfile", str(file), "--launch-agent", str(four_hosts.agent), *YIELD, "-x", "MINE=mine"),
         COLLECTIVE_LOG_LEVEL="info",
@@ -54,7 +63,7 @@ def test_every_mpi_runs_on_four_hosts_from_either_kind_of_host_file(mpi_python, 
 def test_every_mpi_fills_unequal_slots_in_order(mpi_python, four_hosts):
     first, second, third, _ = four_hosts.addresses
     hosts = f"localhost,{first}:1,{second}:2,{third}:4"
-    job = run_job(
+    job = plain_job(
         *(5, mpi_python, RING),
         options=("-H", hosts, "--launch-agent", str(four_hosts.agent), *YIELD),
     )
