@@ -59,7 +59,6 @@ def grouped_allreduce(
     *,
     name: str | None = None,
     out: Sequence[Array] | None = None,
-    _kind: str = "grouped_allreduce",
 ) -> list[Array]:
     """Reduce several arrays as one operation; small ones share messages. See ``allreduce``.
 
@@ -72,7 +71,7 @@ def grouped_allreduce(
     Returns:
         The results, in the order of ``arrays``.
     """
-    with _Operation(_kind, name) as operation:
+    with _Operation("grouped_allreduce", name) as operation:
         sources = [_native_array(array) for array in arrays]
         targets = _targets(sources, out)
         for dtype in {source.dtype for source in sources}:
@@ -150,7 +149,11 @@ def broadcast(array: npt.ArrayLike, root_rank: int, *, name: str | None = None, 
     Cost:
         Each rank but the root receives the bytes once; the root sends log2 N x bytes (binomial tree).
     """
-    return grouped_broadcast([array], root_rank, name=name, out=None if out is None else [out], _kind="broadcast")[0]
+    with _Operation("broadcast", name) as operation:
+        _check_root(root_rank, operation.backend.topology.size)
+        work = _work_array(_native_array(array), out)
+    operation.backend.broadcast((work,), root_rank, operation.label)
+    return _deliver(work, out)
 
 
 def grouped_broadcast(
@@ -159,16 +162,10 @@ def grouped_broadcast(
     *,
     name: str | None = None,
     out: Sequence[Array] | None = None,
-    _kind: str = "grouped_broadcast",
 ) -> list[Array]:
     """Give all ranks several arrays of rank ``root_rank`` as one operation. See ``broadcast``."""
-    with _Operation(_kind, name) as operation:
-        if not 0 <= root_rank < operation.backend.topology.size:
-            raise ArgumentError(
-                f"the root is a rank from 0 to {operation.backend.topology.size - 1}",
-                received=f"root_rank={root_rank}",
-                fix="Pass the rank whose values all ranks shall have",
-            )
+    with _Operation("grouped_broadcast", name) as operation:
+        _check_root(root_rank, operation.backend.topology.size)
         sources = [_native_array(array) for array in arrays]
         targets = _targets(sources, out)
         work = [_work_array(source, target) for source, target in zip(sources, targets, strict=True)]
@@ -281,6 +278,15 @@ def _check_op(op: ReduceOp, dtype: np.dtype[Any], size: int) -> None:
             "op is one of Average, Sum, Min, Max, Product", received=f"op={op!r}", fix="Use collective.Sum or another"
         )
     reduction_for(op, dtype, size)
+
+
+def _check_root(root_rank: int, size: int) -> None:
+    if not 0 <= root_rank < size:
+        raise ArgumentError(
+            f"the root is a rank from 0 to {size - 1}",
+            received=f"root_rank={root_rank}",
+            fix="Pass the rank whose values all ranks shall have",
+        )
 
 
 def _targets(sources: Sequence[Array], out: Sequence[Array] | None) -> Sequence[Array | None]:

@@ -7,7 +7,6 @@ import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16 = np.dtype(np.float16)
-FLOAT32 = np.dtype(np.float32)
 
 
 def is_supported(dtype: np.dtype) -> bool:

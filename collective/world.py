@@ -21,7 +21,6 @@ class World:
     """What ``init`` sets up and ``shutdown`` takes down."""
 
     backend: Backend
-    settings: settings.Settings
     numbers: Iterator[int]
     undo_crash_hook: Callable[[], None]
 
@@ -50,7 +49,7 @@ def init() -> None:
     where = backend.topology.where
     log.configure(chosen.log_level, where)
     undo = crash.end_job_on_exception(where, backend.abort) if backend.topology.size > 1 else lambda: None
-    _world = World(backend, chosen, itertools.count(1), undo)
+    _world = World(backend, itertools.count(1), undo)
     atexit.register(_shutdown_at_exit)
 
 

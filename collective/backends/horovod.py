@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import math
 import os
 import re
@@ -46,11 +45,6 @@ CARRIERS: dict[np.dtype, np.dtype] = {
 # Horovod counts in C ints; a broadcast is cut so that neither they overflow nor the copies fill the memory.
 BROADCAST_BYTES = 64 * 1024 * 1024
 TEXT_BYTES = 240
-
-
-def is_available() -> bool:
-    """Tell whether Horovod is installed, without loading it or TensorFlow."""
-    return importlib.util.find_spec("horovod") is not None and importlib.util.find_spec("tensorflow") is not None
 
 
 class HorovodBackend(Backend):

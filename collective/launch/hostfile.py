@@ -74,19 +74,6 @@ def parse_list(text: str) -> tuple[Host, ...]:
     return _merge(hosts)
 
 
-def write_slots(hosts: Iterable[Host]) -> str:
-    """Write a host file for Open MPI: ``HOST slots=N [max-slots=M]``."""
-    lines = (
-        f"{host.name} slots={host.slots}" + (f" max-slots={host.max_slots}" if host.max_slots else "") for host in hosts
-    )
-    return "".join(f"{line}\n" for line in lines)
-
-
-def write_colons(hosts: Iterable[Host]) -> str:
-    """Write a host file for MPICH and Intel MPI: ``HOST:N``; these know no ``max-slots``."""
-    return "".join(f"{host.name}:{host.slots}\n" for host in hosts)
-
-
 def _parse_line(line: str, where: str) -> Host:
     head, *options = line.split()
     name, colon, count = head.partition(":")

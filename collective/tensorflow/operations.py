@@ -24,21 +24,25 @@ Gradient = Callable[..., Any]
 
 def allreduce(tensor: Any, op: ReduceOp = Average, *, name: str | None = None) -> tf.Tensor:
     """Reduce tensors of one shape and dtype over all ranks. Its gradient is the same reduction (Average and Sum)."""
-    return grouped_allreduce([tensor], op, name=name)[0]
+    return _reduced([tensor], op, name, "allreduce")[0]
 
 
 def grouped_allreduce(tensors: Sequence[Any], op: ReduceOp = Average, *, name: str | None = None) -> list[tf.Tensor]:
     """Reduce several tensors as one operation; small ones share messages."""
-    kind = "allreduce" if len(tensors) == 1 else "grouped_allreduce"
+    return _reduced(tensors, op, name, "grouped_allreduce")
 
+
+def _reduced(tensors: Sequence[Any], op: ReduceOp, name: str | None, kind: str) -> list[tf.Tensor]:
     def forward(*values: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
-            return collectives.grouped_allreduce(arrays, op, name=name, _kind=kind)
+            if kind == "allreduce":
+                return [collectives.allreduce(arrays[0], op, name=name)]
+            return collectives.grouped_allreduce(arrays, op, name=name)
 
         def backward(*upstream: tf.Tensor) -> list[tf.Tensor]:
             if op not in (Average, Sum):
                 raise ArgumentError("the gradient of an all-reduce is defined for Average and Sum", received=f"op={op}")
-            return grouped_allreduce(upstream, op, name=name and f"{name}.gradient")
+            return _reduced(upstream, op, name and f"{name}.gradient", kind)
 
         return _call(run, values, kind, [value.shape for value in values]), backward
 
@@ -132,7 +136,7 @@ def broadcast_variables(variables: Sequence[Any], root_rank: int) -> None:
     variables = list(variables)
 
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
-        return collectives.grouped_broadcast(arrays, root_rank, _kind="broadcast_variables")
+        return collectives.grouped_broadcast(arrays, root_rank, name="variables")
 
     values = [tf.convert_to_tensor(variable) for variable in variables]
     received = _call(run, values, "broadcast_variables", [value.shape for value in values])

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from writers import write_colons, write_slots
 
 from collective.errors import LaunchError
-from collective.launch.hostfile import Host, parse, parse_list, read, write_colons, write_slots
+from collective.launch.hostfile import Host, parse, parse_list, read
 
 FOLDER = Path(__file__).resolve().parents[2] / "hostfiles"
 

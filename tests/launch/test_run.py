@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from jobs import ROOT, run, run_job
+from writers import write_colons, write_slots
 
-from collective.launch.hostfile import Host, write_colons, write_slots
+from collective.launch.hostfile import Host
 from collective.launch.run import DEFAULT_HOST_FILES
 
 RING = str(Path(__file__).with_name("ring.py"))
