@@ -16,6 +16,9 @@ class Request(Protocol):
     def wait(self) -> None:
         """Return once the buffer may be used again: sent, or received in full."""
 
+    def done(self) -> bool:
+        """Tell whether ``wait`` would return at once."""
+
 
 class Native(Protocol):
     """The collective operations a transport brings along itself."""

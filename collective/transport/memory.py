@@ -44,6 +44,10 @@ class MemoryRequest:
         if self.failure:
             raise TransportError("a receive is exactly as long as the message", received=self.failure)
 
+    def done(self) -> bool:
+        """Tell whether the message was copied."""
+        return self._done.is_set()
+
     def complete(self, failure: str) -> None:
         """Wake the waiting thread."""
         self.failure = failure

@@ -42,13 +42,17 @@ class MpiRequest:
         self._request, self._patience, self._expected = request, patience, expected
         self._status = None if expected is None else MPI.Status()
 
+    def done(self) -> bool:
+        """Tell whether the message is through."""
+        return self._request.Test(self._status)
+
     def wait(self) -> None:
         """Return once the buffer may be used again.
 
         Raises:
             TransportError: when less came than was announced; MPI itself would call that a success.
         """
-        self._patience.wait(lambda: self._request.Test(self._status))
+        self._patience.wait(self.done)
         if self._status is not None:
             received = self._status.Get_count(MPI.BYTE)
             if received != self._expected:
