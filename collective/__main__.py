@@ -16,6 +16,7 @@ ERROR_STATUS = 2
 # name: (module with add_arguments(parser) and run(arguments) -> exit status, what it does)
 COMMANDS = {
     "run": ("collective.launch.run", "start a program on many processes, with whichever MPI its Python has"),
+    "bench": ("collective.bench.command", "measure all-reduce, training step, control plane and memory beside peers"),
     "install-horovod": ("collective.launch.install_horovod", "build Horovod for this Python"),
 }
 

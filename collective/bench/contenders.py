@@ -1,24 +1,26 @@
-"""What is measured: our all-reduce, each of our algorithms, and the peers that are installed."""
+"""Ways to add up an array over all ranks: our calls, each of our algorithms, and the peers that are installed."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 import collective
 from collective import world
 from collective.algorithms.choice import by_name
-from collective.errors import ArgumentError
+from collective.errors import ArgumentError, LaunchError
 from collective.reduce_ops import Sum
 from collective.reduction import reduction_for
 from collective.settings import ALGORITHMS, Settings
 
-MPI_NAMES = ("mpi", "mpi-in-place")
+OURS = "collective"
+MEMCPY = "memcpy"
+SAME_ELEMENTS = "float32"
+MPI_DTYPES = ("float32", "float64", "int32", "int64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,21 +28,43 @@ class Contender:
     """One way to add up an array over all ranks.
 
     Attributes:
-        name: What tables call it.
         all_reduce: Takes this rank's flat array and returns the sum, in the same memory or another.
         dtypes: Names of the dtypes it knows; empty: all.
         make: Makes an array of a number of elements and a dtype.
+        dtype: The dtype it adds, whatever is asked for; None: what is asked for.
+        adds: Whether its result is the sum, to be checked.
     """
 
-    name: str
     all_reduce: Callable[[np.ndarray], np.ndarray]
     dtypes: tuple[str, ...] = ()
     make: Callable[[int, np.dtype], np.ndarray] = np.empty
+    dtype: np.dtype | None = None
+    adds: bool = True
+
+
+def in_place(array: np.ndarray) -> np.ndarray:
+    """Our public call, in place."""
+    return collective.allreduce(array, Sum, out=array)
 
 
 def ours() -> Contender:
-    """Our public call, in place."""
-    return Contender("collective", lambda array: collective.allreduce(array, Sum, out=array))
+    """Our public call on an ordinary array, in place."""
+    return Contender(in_place)
+
+
+def resident() -> Contender:
+    """Our public call on an array that lives in shared memory."""
+    return Contender(in_place, make=collective.empty)
+
+
+def out_of_place() -> Contender:
+    """Our public call with a new array for the result."""
+    return Contender(lambda array: collective.allreduce(array, Sum))
+
+
+def same_elements() -> Contender:
+    """Our public call on float32, to compare other dtypes with at the same number of elements."""
+    return Contender(in_place, dtype=np.dtype(np.float32))
 
 
 def algorithm(name: str) -> Contender:
@@ -49,51 +73,53 @@ def algorithm(name: str) -> Contender:
 
     backend = world.backend()
     if not isinstance(backend, MpiBackend):
-        raise ArgumentError("algorithms are measured over MPI", received=f"backend={backend.name}, {name}")
+        raise ArgumentError(
+            "algorithms by name are measured over MPI", received=f"backend={backend.name}, --beside {name}"
+        )
     transport, segment_bytes = backend.transport, Settings().segment_bytes
+    all_reduce = by_name(name, transport)
 
-    def all_reduce(array: np.ndarray) -> np.ndarray:
-        reduction = reduction_for(Sum, array.dtype, transport.size)
-        by_name(name, transport)(transport, array, reduction, segment_bytes)
+    def run(array: np.ndarray) -> np.ndarray:
+        all_reduce(transport, array, reduction_for(Sum, array.dtype, transport.size), segment_bytes)
         return array
 
-    return Contender(name, all_reduce)
-
-
-def resident() -> Contender:
-    """Our public call on an array that lives in shared memory."""
-    return Contender("resident", lambda array: collective.allreduce(array, Sum, out=array), make=collective.empty)
+    return Contender(run)
 
 
 def memcpy() -> Contender:
     """Every rank copies the same bytes at once: the least that any all-reduce could do on one host."""
-    copies: dict[int, np.ndarray] = {}
+    target = _target()
 
     def copy(array: np.ndarray) -> np.ndarray:
-        target = copies.setdefault(array.nbytes, np.empty_like(array))
-        np.copyto(target, array)
-        return target
+        np.copyto(target(array.size, array.dtype), array)
+        return array
 
-    return Contender("memcpy", copy)
+    return Contender(copy, adds=False)
 
 
-def native(in_place: bool) -> Contender:
+def mpi() -> Contender:
     """The MPI library's own call, from mpi4py, without anything of ours."""
     from collective.transport.mpi import MPI
 
-    results: dict[int, np.ndarray] = {}
+    target = _target()
 
-    def out_of_place(array: np.ndarray) -> np.ndarray:
-        target = results.setdefault(array.nbytes, np.empty_like(array))
-        MPI.COMM_WORLD.Allreduce(array, target)
-        return target
+    def all_reduce(array: np.ndarray) -> np.ndarray:
+        result = target(array.size, array.dtype)
+        MPI.COMM_WORLD.Allreduce(array, result)
+        return result
 
-    def on_the_spot(array: np.ndarray) -> np.ndarray:
+    return Contender(all_reduce, MPI_DTYPES)
+
+
+def mpi_in_place() -> Contender:
+    """The MPI library's own call, in place."""
+    from collective.transport.mpi import MPI
+
+    def all_reduce(array: np.ndarray) -> np.ndarray:
         MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, array)
         return array
 
-    known = ("float32", "float64", "int32", "int64")
-    return Contender(MPI_NAMES[in_place], on_the_spot if in_place else out_of_place, known)
+    return Contender(all_reduce, MPI_DTYPES)
 
 
 def horovod() -> Contender:
@@ -106,36 +132,53 @@ def horovod() -> Contender:
     def all_reduce(array: np.ndarray) -> np.ndarray:
         return np.asarray(memoryview(mpi_ops._allreduce(tf.convert_to_tensor(array), op=mpi_ops.Sum)))
 
-    return Contender("horovod", all_reduce, ("float16", "float32", "float64", "int32", "int64"))
+    return Contender(all_reduce, ("float16", *MPI_DTYPES))
 
 
 def gloo() -> Contender:
-    """PyTorch's Gloo all-reduce on a tensor that shares the array's memory."""
+    """PyTorch's Gloo all-reduce on a tensor that shares the array's memory.
+
+    The ranks find each other through a file, so hosts have to share the folder for temporary files. Where a host's name
+    doesn't lead to its network, ``GLOO_SOCKET_IFNAME`` names the interface.
+    """
     import torch.distributed
 
-    rendezvous = collective.broadcast_object(tempfile.mktemp() if world.rank() == 0 else None)  # noqa: S306  # torch makes it
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=world.rank(), world_size=world.size()
-    )
+    rendezvous = collective.broadcast_object(tempfile.mktemp() if world.rank() == 0 else None)  # noqa: S306  # Gloo makes it
+    try:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{rendezvous}", rank=world.rank(), world_size=world.size()
+        )
+    except RuntimeError as error:
+        raise LaunchError(
+            "Gloo connects all ranks",
+            received=str(error).partition("\n")[0],
+            fix='Name the network to use: --run-args="-x GLOO_SOCKET_IFNAME=eth0"',
+            where=world.topology().where,
+        ) from error
 
     def all_reduce(array: np.ndarray) -> np.ndarray:
         torch.distributed.all_reduce(torch.from_numpy(array))
         return array
 
-    return Contender("gloo", all_reduce, ("float32", "float64", "int32", "int64"))
+    return Contender(all_reduce, MPI_DTYPES)
 
 
-PEERS: dict[str, tuple[str, Callable[[], Contender]]] = {
-    "resident": ("numpy", resident),
-    **{name: ("mpi4py", functools.partial(algorithm, name)) for name in ALGORITHMS},
-    "memcpy": ("numpy", memcpy),
-    "mpi": ("mpi4py", lambda: native(in_place=False)),
-    "mpi-in-place": ("mpi4py", lambda: native(in_place=True)),
-    "horovod": ("horovod", horovod),
-    "gloo": ("torch", gloo),
+def _target() -> Callable[[int, np.dtype], np.ndarray]:
+    """Makes the array for results, and keeps the last one, as a training loop would."""
+    return functools.lru_cache(maxsize=1)(np.empty)
+
+
+CONTENDERS: Mapping[str, Callable[[], Contender]] = {
+    OURS: ours,
+    "resident": resident,
+    "out-of-place": out_of_place,
+    SAME_ELEMENTS: same_elements,
+    **{name: functools.partial(algorithm, name) for name in ALGORITHMS},
+    MEMCPY: memcpy,
+    "mpi": mpi,
+    "mpi-in-place": mpi_in_place,
+    "horovod": horovod,
+    "gloo": gloo,
 }
-
-
-def installed_peers() -> list[str]:
-    """The peers that can take part here, beside our own algorithms."""
-    return [name for name, (module, _) in PEERS.items() if name not in ALGORITHMS and importlib.util.find_spec(module)]
+# The package that a contender needs beside this one and its requirements.
+PACKAGES: Mapping[str, str] = {"horovod": "horovod", "gloo": "torch"}

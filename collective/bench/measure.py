@@ -2,74 +2,125 @@
 
 Each has an array of its own, rewritten by its rank before every timed call, as gradients are; else its cache lines
 would lie where the last contender left them. A call begins at a barrier; the slowest rank's time counts; the median of
-all rounds is told, and every result of the first round is checked.
+all rounds is told; every result is checked. The order is drawn anew for every round: whoever comes next pays for
+the caches of the one before.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 import collective
 from collective import world
-from collective.bench.contenders import Contender
+from collective.bench.rows import Spread
 from collective.reduce_ops import Max
 
-# There are as many rounds as fit this time, within limits.
-SECONDS_A_SIZE = 2.0
+# There are as many rounds as fit the time, within limits.
 FEWEST, MOST = 5, 200
+# The first calls make buffers and connections.
+WARM_UP = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """The result for one size.
+class Call:
+    """One thing to time.
 
     Attributes:
-        bytes: Size of one rank's array.
-        dtype: Its dtype.
-        rounds: Number of timed calls of each contender.
-        seconds: Median seconds of each contender, by name.
+        name: Of its contender.
+        run: What is timed.
+        prepare: Called before each time, untimed.
+        check: Called with what ``run`` returned, untimed; raises if that is wrong.
     """
 
-    bytes: int
-    dtype: str
-    rounds: int
-    seconds: dict[str, float]
+    name: str
+    run: Callable[[], Any]
+    prepare: Callable[[], None] = lambda: None
+    check: Callable[[Any], None] = lambda _: None
 
 
-def measure(contenders: Sequence[Contender], size_bytes: int, dtype: np.dtype) -> Row:
-    """Time all contenders on arrays of ``size_bytes`` bytes; called by all ranks.
+def measure(calls: Sequence[Call], seconds: float) -> tuple[int, dict[str, Spread]]:
+    """Time all calls in turns for about ``seconds``; called by all ranks.
 
-    Raises:
-        ValueError: when a contender's sum is wrong.
+    Returns:
+        The number of rounds, and seconds by name.
     """
-    elements = max(1, size_bytes // dtype.itemsize)
-    able = [contender for contender in contenders if not contender.dtypes or dtype.name in contender.dtypes]
-    arrays = [contender.make(elements, dtype) for contender in able]
-    expected = world.size() * (world.size() + 1) // 2
-    first = [_timed(contender, array) for contender, array in zip(able, arrays, strict=True)]
-    for contender, (_, result) in zip(able, first, strict=True):
-        if contender.name != "memcpy" and not (result.astype(np.float64) == expected).all():
-            raise ValueError(f"{contender.name} adds wrongly on rank {world.rank()}: {result[:4]}, not {expected}")
-    slowest_first = float(collective.allreduce(np.float64(sum(seconds for seconds, _ in first)), Max))
-    rounds = int(min(MOST, max(FEWEST, SECONDS_A_SIZE / slowest_first)))
-    times = np.empty((rounds, len(able)))
-    for number in range(rounds):
-        # Whoever follows whom changes from round to round.
-        for place in np.roll(np.arange(len(able)), number):
-            times[number, place] = _timed(able[place], arrays[place])[0]
-    times = collective.allreduce(times, Max)
-    medians = {contender.name: statistics.median(times[:, place]) for place, contender in enumerate(able)}
-    return Row(elements * dtype.itemsize, dtype.name, rounds, medians)
+    for number in range(WARM_UP):
+        start = time.perf_counter()
+        _round(calls, number)
+        taken = time.perf_counter() - start
+    slowest = float(collective.allreduce(np.float64(taken), Max))
+    rounds = int(min(MOST, max(FEWEST, seconds / slowest)))
+    own = np.stack([_round(calls, number) for number in range(rounds)])
+    return rounds, summarize([call.name for call in calls], from_all_ranks(own))
 
 
-def _timed(contender: Contender, array: np.ndarray) -> tuple[float, np.ndarray]:
-    array[...] = world.rank() + 1
-    collective.barrier()
-    start = time.perf_counter()
-    result = contender.all_reduce(array)
-    return time.perf_counter() - start, result
+def from_all_ranks(own: np.ndarray) -> np.ndarray:
+    """Put every rank's array of figures behind each other, along a new first axis; called by all ranks."""
+    return collective.allgather(own[np.newaxis])
+
+
+def summarize(names: Sequence[str], seconds: np.ndarray) -> dict[str, Spread]:
+    """Reduce all samples to what is told.
+
+    Args:
+        names: Of the contenders.
+        seconds: float64[ranks, rounds, contenders, 2]: wall seconds and CPU seconds of each call.
+    """
+    slowest = seconds[..., 0].max(axis=0)
+    lower, median, upper = np.quantile(slowest, (0.25, 0.5, 0.75), axis=0)
+    cpu = seconds[..., 1].mean(axis=(0, 1))
+    return {
+        name: Spread(float(median[place]), float(lower[place]), float(upper[place]), float(cpu[place]))
+        for place, name in enumerate(names)
+    }
+
+
+def _round(calls: Sequence[Call], number: int) -> np.ndarray:
+    """Time each call once: float64[contenders, 2], wall and CPU seconds of this rank."""
+    seconds = np.empty((len(calls), 2))
+    for place in np.random.default_rng(number).permutation(len(calls)):  # the same on all ranks
+        call = calls[place]
+        call.prepare()
+        collective.barrier()
+        cpu, start = time.process_time(), time.perf_counter()
+        result = call.run()
+        seconds[place] = time.perf_counter() - start, time.process_time() - cpu
+        call.check(result)
+    return seconds
+
+
+class Sums:
+    """Values for all ranks to add, and their sum, known beforehand: small whole numbers, exact in every dtype.
+
+    They differ from element to element and from rank to rank, so that neither a segment at the wrong place nor a
+    rank counted twice goes unnoticed.
+
+    Args:
+        elements: Length of the arrays.
+        dtype: Their dtype.
+    """
+
+    PERIOD = 4
+    # As many elements are compared at once as leave the caches to the contenders.
+    CHUNK_BYTES = 256 * 1024
+
+    def __init__(self, elements: int, dtype: np.dtype) -> None:
+        def values(rank: int) -> np.ndarray:
+            return 1 + (np.arange(self.PERIOD) + rank) % self.PERIOD
+
+        total = sum(values(rank) for rank in range(world.size()))
+        self.own = np.resize(values(world.rank()), elements).astype(dtype)
+        chunk = min(elements, self.CHUNK_BYTES // dtype.itemsize // self.PERIOD * self.PERIOD)
+        self.expected = np.resize(np.asarray(total), max(chunk, 1)).astype(dtype)
+
+    def wrong(self, result: np.ndarray) -> int:
+        """Number of elements of ``result`` that are not the sum."""
+        bits = np.dtype(f"u{result.itemsize}")
+        flat, expected = result.reshape(-1).view(bits), self.expected.view(bits)
+        chunks = (flat[start : start + expected.size] for start in range(0, flat.size, expected.size))
+        return sum(int(np.count_nonzero(chunk != expected[: chunk.size])) for chunk in chunks)

@@ -1,0 +1,67 @@
+"""Keras optimizers that average gradients, each in its own way: the contenders of the training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from collective import world
+
+
+def alone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """No averaging: what the step costs without communication."""
+    return optimizer
+
+
+def ours(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Our ``DistributedOptimizer``."""
+    from collective.keras import DistributedOptimizer
+
+    return DistributedOptimizer(optimizer)
+
+
+def horovod(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Horovod's operation on all gradients as one group. Its own optimizer doesn't average under Keras 3."""
+    from horovod.tensorflow import mpi_ops
+
+    return _applying(
+        optimizer,
+        lambda gradients: mpi_ops._grouped_allreduce(gradients, op=mpi_ops.Sum, postscale_factor=1 / world.size()),
+    )
+
+
+def horovod_each(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Horovod's operation on each gradient, which its core joins as they come."""
+    from horovod.tensorflow import mpi_ops
+
+    return _applying(
+        optimizer,
+        lambda gradients: [
+            mpi_ops._allreduce(gradient, op=mpi_ops.Sum, postscale_factor=1 / world.size()) for gradient in gradients
+        ],
+    )
+
+
+def _applying(
+    optimizer: keras.optimizers.Optimizer, average: Callable[[list[Any]], list[Any]]
+) -> keras.optimizers.Optimizer:
+    """The optimizer with ``average`` put before it, at the place where ``DistributedOptimizer`` has its own."""
+    from horovod.tensorflow import mpi_ops
+
+    mpi_ops.init()
+    base = type(optimizer)
+
+    class Averaging(base):  # type: ignore[valid-type, misc]
+        def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+            return super().apply(average(grads), trainable_variables)
+
+    return Averaging.from_config(optimizer.get_config())
+
+
+AVERAGING: dict[str, Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]] = {
+    "collective": ours,
+    "horovod": horovod,
+    "horovod-each": horovod_each,
+}
