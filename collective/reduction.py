@@ -2,23 +2,26 @@
 
 A reduction is three functions over flat arrays. ``prepare`` runs once on each rank's own values before anything
 travels, ``combine`` joins the partial results of two groups of ranks, ``finish`` runs once on each element that is
-reduced over all ranks. Algorithms know nothing else of dtypes and operations.
+reduced over all ranks. Where all ranks' own values are at hand, ``total`` does the three at once. Algorithms know
+nothing else of dtypes and operations.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from collective import dtypes
+from collective import dtypes, halves
 from collective.errors import ArgumentError
 from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
 
 InPlace = Callable[[np.ndarray], None]
 Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+Total = Callable[[Sequence[np.ndarray], np.ndarray], None]
 
 UFUNCS: dict[ReduceOp, np.ufunc] = {
     Average: np.add,
@@ -31,8 +34,15 @@ UFUNCS: dict[ReduceOp, np.ufunc] = {
 # Overflow and NaN are the user's numbers, not a warning of one rank.
 quiet = np.errstate(all="ignore")
 
-# Half precision is widened block by block so that the float32 copies stay in the cache.
-BLOCK = 16 * 1024
+
+class _Scratch(threading.local):
+    """Memory of one thread for the float32 copies of a block."""
+
+    def __init__(self) -> None:
+        self.wide = np.empty((2, halves.BLOCK), np.float32)
+
+
+_scratch = _Scratch()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +56,9 @@ class Reduction:
         combine: ``combine(lower, higher, out)``; ``lower`` is the partial result of the lower ranks. Algorithms that
             compute one value on several ranks keep this order, so that all get the same bits (NaN, -0.0).
         finish: ``finish(values)``, in place.
+        total: ``total(parts, out)``; ``parts`` are the own values of all ranks, not prepared, and ``out`` may be the
+            first of them. In half precision this reads each once and rounds once, where combining them one by one
+            rounds each time.
     """
 
     op: ReduceOp
@@ -53,6 +66,7 @@ class Reduction:
     prepare: InPlace
     combine: Combine
     finish: InPlace
+    total: Total
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,7 +74,7 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int) -> Reduction:
     """Make the reduction of ``op`` for arrays of ``dtype`` on ``size`` ranks.
 
     Sums of integers wrap, sums of bools are "or", as NumPy's. The average of integers is the sum divided, without
-    its fraction. Averages in half precision are divided before they are added, so that they can't overflow.
+    its fraction. Averages in half precision are divided before they are rounded, so that they can't overflow.
 
     Raises:
         ArgumentError: when ``op`` has no meaning for ``dtype``.
@@ -69,23 +83,23 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int) -> Reduction:
         raise ArgumentError("a bool has no average", received="op=Average, dtype=bool", fix="Use Sum (or), or a number")
     if op in (Min, Max) and dtype.kind == "c":
         raise ArgumentError("complex numbers have no order", received=f"op={op!r}, dtype={dtype}", fix="Use Sum")
-    prepare: InPlace = _nothing
-    finish: InPlace = _nothing
-    combine = _plain(UFUNCS[op])
+    ufunc = UFUNCS[op]
     if dtypes.is_half(dtype):
-        combine = _widened(UFUNCS[op])
-        if op is Average:
-            prepare = _divide(size, _divide_half)
-    elif op is Average:
-        finish = _divide(size, _divide_integer if dtype.kind in "iu" else _divide_float)
-    return Reduction(op, dtype, prepare, combine, finish)
+        divisor = size if op is Average else 1
+        total = _half_total(ufunc, divisor, dtype)
+        return Reduction(op, dtype, _half_division(divisor, dtype), _half_combine(ufunc, dtype), _nothing, total)
+    finish: InPlace = _nothing
+    if op is Average:
+        finish = _division(size, _divide_integer if dtype.kind in "iu" else _divide_float)
+    combine = _plain_combine(ufunc)
+    return Reduction(op, dtype, _nothing, combine, finish, _plain_total(combine, finish))
 
 
 def _nothing(values: np.ndarray) -> None:
     pass
 
 
-def _plain(ufunc: np.ufunc) -> Combine:
+def _plain_combine(ufunc: np.ufunc) -> Combine:
     @quiet
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
         ufunc(lower, higher, out=out)
@@ -93,18 +107,20 @@ def _plain(ufunc: np.ufunc) -> Combine:
     return combine
 
 
-def _widened(ufunc: np.ufunc) -> Combine:
-    @quiet
-    def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
-        for start in range(0, lower.size, BLOCK):
-            block = slice(start, start + BLOCK)
-            wide = lower[block].astype(np.float32)
-            out[block] = ufunc(wide, higher[block].astype(np.float32), out=wide)
+def _plain_total(combine: Combine, finish: InPlace) -> Total:
+    def total(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+        if len(parts) == 1:
+            np.copyto(out, parts[0])
+        else:
+            combine(parts[0], parts[1], out)
+        for part in parts[2:]:
+            combine(out, part, out)
+        finish(out)
 
-    return combine
+    return total
 
 
-def _divide(size: int, by: Callable[[np.ndarray, int], None]) -> InPlace:
+def _division(size: int, by: Callable[[np.ndarray, int], None]) -> InPlace:
     def divide(values: np.ndarray) -> None:
         by(values, size)
 
@@ -116,13 +132,6 @@ def _divide_float(values: np.ndarray, size: int) -> None:
     np.divide(values, values.dtype.type(size), out=values)
 
 
-@quiet
-def _divide_half(values: np.ndarray, size: int) -> None:
-    for start in range(0, values.size, BLOCK):
-        block = slice(start, start + BLOCK)
-        values[block] = values[block].astype(np.float32) / np.float32(size)
-
-
 def _divide_integer(values: np.ndarray, size: int) -> None:
     if size > np.iinfo(values.dtype).max:  # no value of the dtype reaches the divisor
         values[...] = 0
@@ -130,3 +139,76 @@ def _divide_integer(values: np.ndarray, size: int) -> None:
     remainder = np.remainder(values, values.dtype.type(size))
     np.floor_divide(values, values.dtype.type(size), out=values)
     np.add(values, 1, out=values, where=(values < 0) & (remainder != 0))
+
+
+def _half_total(ufunc: np.ufunc, divisor: int, dtype: np.dtype) -> Total:
+    if dtype == dtypes.FLOAT16 and ufunc is np.add and divisor & (divisor - 1) == 0:
+        return _float16_sum(divisor)
+    return _widened_total(ufunc, divisor)
+
+
+def _widened_total(ufunc: np.ufunc, divisor: int) -> Total:
+    factor = np.float32(1 / divisor)
+
+    @quiet
+    def total(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+        for start in range(0, out.size, halves.BLOCK):
+            block = slice(start, start + halves.BLOCK)
+            sums, others = _scratch.wide[:, : out[block].size]
+            for number, part in enumerate(parts):
+                wide = others if number else sums
+                halves.widen(part[block], wide)
+                if divisor != 1:
+                    np.multiply(wide, factor, out=wide)  # before they are added: bfloat16 is as large as float32
+                if number:
+                    ufunc(sums, others, out=sums)
+            halves.narrow(sums, out[block])
+
+    return total
+
+
+def _float16_sum(divisor: int) -> Total:
+    """The sum of float16 values, divided by a power of two, without a look-up; see ``halves``."""
+    exponent = -halves.SCALE - divisor.bit_length() + 1
+    otherwise = _widened_total(np.add, divisor)
+
+    @quiet
+    def total(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+        for start in range(0, out.size, halves.BLOCK):
+            block = slice(start, start + halves.BLOCK)
+            sums, others = _scratch.wide[:, : out[block].size]
+            finite = halves.widen_scaled(parts[0][block], sums)
+            for part in parts[1:]:
+                finite = finite and halves.widen_scaled(part[block], others)
+                np.add(sums, others, out=sums)
+            if finite:
+                halves.narrow(sums, out[block], exponent)
+            else:
+                otherwise([part[block] for part in parts], out[block])
+
+    return total
+
+
+def _half_combine(ufunc: np.ufunc, dtype: np.dtype) -> Combine:
+    total = _half_total(ufunc, 1, dtype)
+
+    @quiet
+    def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
+        if dtype == dtypes.BFLOAT16:
+            # NumPy casts in blocks of its own, with less to do for each than Python has.
+            ufunc(lower, higher, out=out, dtype=np.float32, casting="unsafe")
+        else:
+            total((lower, higher), out)
+
+    return combine
+
+
+def _half_division(divisor: int, dtype: np.dtype) -> InPlace:
+    if divisor == 1:
+        return _nothing
+    average = _half_total(np.add, divisor, dtype)
+
+    def divide(values: np.ndarray) -> None:
+        average((values,), values)
+
+    return divide

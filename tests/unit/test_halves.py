@@ -1,0 +1,185 @@
+"""Half precision: the fast casts give the bits of NumPy's and ml_dtypes' own, and reductions round once."""
+
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collective import halves
+from collective.reduce_ops import Average, Max, Min, Product, Sum
+from collective.reduction import reduction_for
+
+HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+ALL = np.arange(1 << 16, dtype=np.uint16)
+quiet = np.errstate(all="ignore")
+
+
+def assert_same_bits(actual, expected):
+    """Equal bit by bit, but for NaN, which has many."""
+    assert actual.dtype == expected.dtype
+    unsigned = f"u{actual.itemsize}"
+    same = (actual.view(unsigned) == expected.view(unsigned)) | (np.isnan(actual) & np.isnan(expected))
+    assert same.all(), (actual[~same][:5], expected[~same][:5])
+
+
+@quiet
+def narrowed(wide, dtype, exponent=0):
+    out = np.empty(wide.size, dtype)
+    halves.narrow(wide, out, exponent)
+    return out
+
+
+@quiet
+def around_all_halves(dtype):
+    """Every half, every tie between two, and the float32 next to each on both sides."""
+    ordered = np.sort(ALL.view(dtype).astype(np.float64))
+    ordered = ordered[np.isfinite(ordered)]
+    exact = np.concatenate([ordered, (ordered[1:] + ordered[:-1]) / 2]).astype(np.float32)
+    infinite = np.float32(np.inf)
+    return np.concatenate([exact, np.nextafter(exact, infinite), np.nextafter(exact, -infinite)])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@quiet
+def test_every_half_is_widened_exactly_and_comes_back(dtype):
+    half = ALL.view(dtype)
+    wide = np.empty(half.size, np.float32)
+    halves.widen(half, wide)
+    assert_same_bits(wide, half.astype(np.float32))
+    assert_same_bits(narrowed(wide, dtype), half)
+    halves.widen(half[:0], wide[:0])
+    assert narrowed(wide[:0], dtype).size == 0
+
+
+@quiet
+def test_every_finite_float16_is_widened_to_a_multiple_of_itself():
+    half = ALL.view(np.float16)[np.isfinite(ALL.view(np.float16))]
+    wide = np.full(half.size, 7, np.float32)
+    assert halves.widen_scaled(half, wide)
+    assert_same_bits(np.ldexp(wide, -halves.SCALE), half.astype(np.float32))
+    assert_same_bits(narrowed(wide, np.float16, -halves.SCALE), half)
+    for number in ALL.view(np.float16)[~np.isfinite(ALL.view(np.float16))]:
+        untouched = np.full(2, 7, np.float32)
+        assert not halves.widen_scaled(np.array([1, number], np.float16), untouched)
+        assert untouched.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@quiet
+def test_rounding_equals_the_cast_next_to_every_half_and_tie(dtype):
+    values = around_all_halves(dtype)
+    specials = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0, 65519.99, 65520, -65520, 1e38, 1e-45], np.float32)
+    specials = np.concatenate([specials, np.array([0x7F800001, 0xFF800001, 0x7FFFFFFF], np.uint32).view(np.float32)])
+    for wide in (values, values[np.abs(values) < 65520], specials):
+        assert_same_bits(narrowed(wide, dtype), wide.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@settings(max_examples=300, deadline=None)
+@given(
+    bits=st.lists(st.integers(0, 2**32 - 1), max_size=50), mask=st.sampled_from([0x7FFFFFFF, 0x477FFFFF, 0x38FFFFFF])
+)
+@quiet
+def test_rounding_equals_the_cast(dtype, bits, mask):
+    wide = (np.array(bits, np.uint32) & (mask | 0x80000000)).view(np.float32)
+    before = wide.tobytes()
+    assert_same_bits(narrowed(wide, dtype), wide.astype(dtype))
+    assert wide.tobytes() == before
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@quiet
+def test_arrays_longer_than_a_block(dtype):
+    wide = np.random.default_rng(1).standard_normal(2 * halves.BLOCK + 17).astype(np.float32)
+    wide[halves.BLOCK + 5] = np.nan
+    half = narrowed(wide, dtype)
+    assert_same_bits(half, wide.astype(dtype))
+    again = np.empty_like(wide)
+    halves.widen(half, again)
+    assert_same_bits(again, half.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("op", [Sum, Average, Min, Max, Product])
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 9), seed=st.integers(0, 999), spread=st.sampled_from([0.0, 4.0]))
+@quiet
+def test_a_total_is_rounded_once(dtype, op, size, seed, spread):
+    """Of all bit patterns, infinite and not-a-number ones included, and of small numbers."""
+    generator = np.random.default_rng(seed)
+    if spread:
+        scales = 10.0 ** generator.uniform(-spread - 4, spread - 4, (size, 200))
+        parts = list((generator.standard_normal((size, 200)) * scales).astype(dtype))
+    else:
+        parts = list(generator.integers(0, 1 << 16, (size, 200), np.uint16).view(dtype))
+    ufunc = {Sum: np.add, Average: np.add, Min: np.minimum, Max: np.maximum, Product: np.multiply}[op]
+    factor = np.float32(1 / size if op is Average else 1)
+    expected = parts[0].astype(np.float32) * factor
+    for part in parts[1:]:
+        expected = ufunc(expected, part.astype(np.float32) * factor)
+    out = parts[0].copy()
+    reduction_for(op, dtype, size).total([out, *parts[1:]], out)
+    assert_same_bits(out, expected.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("op", [Sum, Min, Max, Product])
+@quiet
+def test_combining_equals_float32_arithmetic_rounded(dtype, op):
+    lower, higher = np.random.default_rng(2).permutation(ALL).view(dtype), ALL.view(dtype)
+    ufunc = {Sum: np.add, Min: np.minimum, Max: np.maximum, Product: np.multiply}[op]
+    expected = ufunc(lower.astype(np.float32), higher.astype(np.float32)).astype(dtype)
+    finite = np.isfinite(lower) & np.isfinite(higher)
+    for chosen in (slice(None), finite):
+        out = lower[chosen].copy()
+        reduction_for(op, dtype, 2).combine(out, higher[chosen], out)
+        assert_same_bits(out, expected[chosen])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_an_average_does_not_overflow(dtype, size):
+    largest = ml_dtypes.finfo(dtype).max
+    parts = [np.full(9, largest, dtype) for _ in range(size)]
+    average = reduction_for(Average, dtype, size)
+    out = np.empty(9, dtype)
+    average.total(parts, out)
+    assert (out == largest).all()
+    # Rounded in between, the very largest would come out infinite.
+    parts = [np.full(9, largest * 0.9, dtype) for _ in range(size)]
+    for part in parts:
+        average.prepare(part)
+    for part in parts[1:]:
+        average.combine(parts[0], part, parts[0])
+    average.finish(parts[0])
+    np.testing.assert_allclose(np.float64(parts[0]), float(largest) * 0.9, rtol=0.02)
+
+
+def test_totals_of_other_dtypes_combine_and_finish():
+    parts = [np.array([1, -2, 7]), np.array([2, -3, 0]), np.array([4, 0, 1])]
+    out = parts[0].copy()
+    reduction_for(Average, out.dtype, 3).total([out, *parts[1:]], out)
+    assert out.tolist() == [2, -1, 2]
+    reduction_for(Sum, out.dtype, 1).total([parts[1]], out)
+    assert out.tolist() == [2, -3, 0]
+
+
+def test_threads_do_not_share_their_scratch():
+    generator = np.random.default_rng(3)
+    inputs = [generator.standard_normal(3 * halves.BLOCK).astype(np.float16) for _ in range(4)]
+    outputs = [np.empty_like(half) for half in inputs]
+
+    def add(place):
+        for _ in range(5):
+            reduction_for(Sum, inputs[0].dtype, 2).combine(inputs[place], inputs[place], outputs[place])
+
+    threads = [threading.Thread(target=add, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for half, out in zip(inputs, outputs, strict=True):
+        np.testing.assert_array_equal(out, half + half)
