@@ -4,14 +4,18 @@ This is the NumPy front end; ``collective.tensorflow``, ``collective.keras`` and
 Importing it loads NumPy and nothing heavier; MPI starts with ``init()``.
 """
 
+from collective.collectives import Handle as Handle
 from collective.collectives import allgather as allgather
 from collective.collectives import allreduce as allreduce
+from collective.collectives import allreduce_async as allreduce_async
 from collective.collectives import alltoall as alltoall
 from collective.collectives import barrier as barrier
 from collective.collectives import broadcast as broadcast
 from collective.collectives import empty as empty
 from collective.collectives import grouped_allreduce as grouped_allreduce
+from collective.collectives import grouped_allreduce_async as grouped_allreduce_async
 from collective.collectives import reducescatter as reducescatter
+from collective.compression import Compression as Compression
 from collective.objects import allgather_object as allgather_object
 from collective.objects import broadcast_object as broadcast_object
 from collective.reduce_ops import Average as Average

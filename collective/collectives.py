@@ -1,6 +1,7 @@
 """The collective operations on NumPy arrays.
 
-Every operation is called by all ranks, in the same order. Results are equal on all ranks to the bit.
+Every operation is called by all ranks: in the same order, or with a name, by which the ranks' calls are matched in
+whatever order and thread they come. Results are equal on all ranks to the bit.
 Arrays may have any shape, no elements, any memory layout and byte order, and be read-only; dtypes are NumPy's numbers,
 bool and bfloat16 (of ``ml_dtypes``).
 
@@ -9,22 +10,55 @@ In the costs below N is the number of ranks and "bytes" the size of one rank's a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from collective import dtypes, world
+from collective.backends.base import Operation
+from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.reduce_ops import Average, ReduceOp
 from collective.reduction import reduction_for
 
 Array = np.ndarray[Any, Any]
+Result = TypeVar("Result")
+
+
+class Handle(Generic[Result]):
+    """An operation under way, as the ``..._async`` functions return it."""
+
+    __slots__ = ("_deliver", "_operation")
+
+    def __init__(self, operation: Operation, deliver: Callable[[Any], Result]) -> None:
+        self._operation, self._deliver = operation, deliver
+
+    def wait(self) -> Result:
+        """Return the result of the operation once it is there; the arrays given belong to the caller again.
+
+        Raises:
+            MismatchError: on every rank, when names, shapes, dtypes or operations differ.
+        """
+        return self._deliver(self._operation.wait())
+
+    def done(self) -> bool:
+        """Tell whether ``wait`` would return at once."""
+        return self._operation.done()
+
+    def _started(self) -> Handle[Result]:
+        self._operation.start()
+        return self
 
 
 def allreduce(
-    array: npt.ArrayLike, op: ReduceOp = Average, *, name: str | None = None, out: Array | None = None
+    array: npt.ArrayLike,
+    op: ReduceOp = Average,
+    *,
+    name: str | None = None,
+    out: Array | None = None,
+    compression: Compression = Compression.none,
 ) -> Array:
     """Reduce arrays of one shape and dtype element by element over all ranks, for all ranks.
 
@@ -32,8 +66,9 @@ def allreduce(
         array: This rank's values.
         op: ``Average``, ``Sum``, ``Min``, ``Max`` or ``Product``. Integers wrap; the average of integers has no
             fraction; averages in half precision can't overflow.
-        name: What errors call the operation; the same on all ranks.
+        name: What matches the operation with the other ranks' calls; by default calls are matched in order.
         out: Where the result goes, of the array's shape and dtype; ``array`` itself: in place, without a copy.
+        compression: How floats travel between hosts.
 
     Returns:
         The result, ``out`` if given.
@@ -45,12 +80,22 @@ def allreduce(
     Cost per rank:
         At best 2(N-1) messages and 2(N-1)/N x bytes (ring); see ``collective.algorithms`` for the others.
     """
-    with _Operation("allreduce", name) as operation:
-        source = _native_array(array)
-        _check_op(op, source.dtype, operation.backend.topology.size)
-        work = _work_array(source, out)
-    operation.backend.allreduce((work,), op, operation.label)
-    return _deliver(work, out)
+    return _allreduce("allreduce", array, op, name, out, compression).wait()
+
+
+def allreduce_async(
+    array: npt.ArrayLike,
+    op: ReduceOp = Average,
+    *,
+    name: str | None = None,
+    out: Array | None = None,
+    compression: Compression = Compression.none,
+) -> Handle[Array]:
+    """Begin ``allreduce`` and return at once; called by all ranks, in any order if names are given.
+
+    Neither ``array`` nor ``out`` may be touched before the handle's ``wait`` has returned the result.
+    """
+    return _allreduce("allreduce", array, op, name, out, compression)._started()
 
 
 def grouped_allreduce(
@@ -59,6 +104,7 @@ def grouped_allreduce(
     *,
     name: str | None = None,
     out: Sequence[Array] | None = None,
+    compression: Compression = Compression.none,
 ) -> list[Array]:
     """Reduce several arrays as one operation; small ones share messages. See ``allreduce``.
 
@@ -67,18 +113,58 @@ def grouped_allreduce(
         op: As in ``allreduce``.
         name: As in ``allreduce``.
         out: Where each result goes.
+        compression: As in ``allreduce``.
 
     Returns:
         The results, in the order of ``arrays``.
     """
-    with _Operation("grouped_allreduce", name) as operation:
+    return _grouped_allreduce("grouped_allreduce", arrays, op, name, out, compression).wait()
+
+
+def grouped_allreduce_async(
+    arrays: Sequence[npt.ArrayLike],
+    op: ReduceOp = Average,
+    *,
+    name: str | None = None,
+    out: Sequence[Array] | None = None,
+    compression: Compression = Compression.none,
+) -> Handle[list[Array]]:
+    """Begin ``grouped_allreduce`` and return at once; see ``allreduce_async``."""
+    return _grouped_allreduce("grouped_allreduce", arrays, op, name, out, compression)._started()
+
+
+def _allreduce(
+    kind: str, array: npt.ArrayLike, op: ReduceOp, name: str | None, out: Array | None, compression: Compression
+) -> Handle[Array]:
+    with _Checks(kind, name) as checks:
+        source = _native_array(array)
+        _check_op(op, source.dtype, checks.backend.topology.size)
+        work = _work_array(source, out)
+        wire = compression.wire(source.dtype)
+    operation = checks.backend.allreduce((work,), op, checks.label, out is not None, wire)
+    return Handle(operation, lambda results: _deliver(results[0], out))
+
+
+def _grouped_allreduce(
+    kind: str,
+    arrays: Sequence[npt.ArrayLike],
+    op: ReduceOp,
+    name: str | None,
+    out: Sequence[Array] | None,
+    compression: Compression,
+) -> Handle[list[Array]]:
+    with _Checks(kind, name) as checks:
         sources = [_native_array(array) for array in arrays]
         targets = _targets(sources, out)
         for dtype in {source.dtype for source in sources}:
-            _check_op(op, dtype, operation.backend.topology.size)
+            _check_op(op, dtype, checks.backend.topology.size)
         work = [_work_array(source, target) for source, target in zip(sources, targets, strict=True)]
-    operation.backend.allreduce(work, op, operation.label)
-    return [_deliver(result, target) for result, target in zip(work, targets, strict=True)]
+        wires = {compression.wire(source.dtype) for source in sources} - {None}
+    operation = checks.backend.allreduce(work, op, checks.label, out is not None, next(iter(wires), None))
+    return Handle(
+        operation,
+        lambda results: [_deliver(result, target) for result, target in zip(results, targets, strict=True)],
+    )
 
 
 def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32, *, name: str | None = None) -> Array:
@@ -102,10 +188,10 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32, *, name
     Cost:
         A few messages of a few bytes. Where no memory can be shared, a warning, and an ordinary array is returned.
     """
-    with _Operation("empty", name) as operation:
+    with _Checks("empty", name) as checks:
         like = _native_array(np.empty(0, dtype))
         dimensions = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
-    return operation.backend.empty(dimensions, like.dtype, operation.label)
+    return checks.backend.empty(dimensions, like.dtype, checks.label).wait()
 
 
 def allgather(array: npt.ArrayLike, *, name: str | None = None) -> Array:
@@ -125,9 +211,9 @@ def allgather(array: npt.ArrayLike, *, name: str | None = None) -> Array:
     Cost per rank:
         N-1 messages (ring), (N-1) x bytes, beside 8 bytes a rank for the numbers of rows.
     """
-    with _Operation("allgather", name) as operation:
+    with _Checks("allgather", name) as checks:
         source = np.ascontiguousarray(_native_array(array, least_dimensions=1))
-    return operation.backend.allgather(source, operation.label)
+    return checks.backend.allgather(source, checks.label).wait()
 
 
 def broadcast(array: npt.ArrayLike, root_rank: int, *, name: str | None = None, out: Array | None = None) -> Array:
@@ -149,10 +235,10 @@ def broadcast(array: npt.ArrayLike, root_rank: int, *, name: str | None = None, 
     Cost:
         Each rank but the root receives the bytes once; the root sends log2 N x bytes (binomial tree).
     """
-    with _Operation("broadcast", name) as operation:
-        _check_root(root_rank, operation.backend.topology.size)
-        work = _work_array(_native_array(array), out)
-    operation.backend.broadcast((work,), root_rank, operation.label)
+    with _Checks("broadcast", name) as checks:
+        _check_root(root_rank, checks.backend.topology.size)
+        work = _writable(_native_array(array), out)
+    checks.backend.broadcast((work,), root_rank, checks.label).wait()
     return _deliver(work, out)
 
 
@@ -164,12 +250,12 @@ def grouped_broadcast(
     out: Sequence[Array] | None = None,
 ) -> list[Array]:
     """Give all ranks several arrays of rank ``root_rank`` as one operation. See ``broadcast``."""
-    with _Operation("grouped_broadcast", name) as operation:
-        _check_root(root_rank, operation.backend.topology.size)
+    with _Checks("grouped_broadcast", name) as checks:
+        _check_root(root_rank, checks.backend.topology.size)
         sources = [_native_array(array) for array in arrays]
         targets = _targets(sources, out)
-        work = [_work_array(source, target) for source, target in zip(sources, targets, strict=True)]
-    operation.backend.broadcast(work, root_rank, operation.label)
+        work = [_writable(source, target) for source, target in zip(sources, targets, strict=True)]
+    checks.backend.broadcast(work, root_rank, checks.label).wait()
     return [_deliver(result, target) for result, target in zip(work, targets, strict=True)]
 
 
@@ -191,11 +277,11 @@ def reducescatter(array: npt.ArrayLike, op: ReduceOp = Average, *, name: str | N
     Cost per rank:
         N-1 messages, (N-1)/N x bytes (ring).
     """
-    with _Operation("reducescatter", name) as operation:
+    with _Checks("reducescatter", name) as checks:
         source = _native_array(array, least_dimensions=1)
-        _check_op(op, source.dtype, operation.backend.topology.size)
+        _check_op(op, source.dtype, checks.backend.topology.size)
         work = np.array(source, order="C", copy=True)
-    return operation.backend.reducescatter(work, op, operation.label)
+    return checks.backend.reducescatter(work, op, checks.label).wait()
 
 
 def alltoall(
@@ -218,21 +304,21 @@ def alltoall(
     Cost per rank:
         2(N-1) messages, (N-1)/N x bytes (pairwise exchange).
     """
-    with _Operation("alltoall", name) as operation:
+    with _Checks("alltoall", name) as checks:
         source = np.ascontiguousarray(_native_array(array, least_dimensions=1))
-        rows = _checked_splits(splits, len(source), operation.backend.topology.size)
-    received, counts = operation.backend.alltoall(source, rows, operation.label)
+        rows = _checked_splits(splits, len(source), checks.backend.topology.size)
+    received, counts = checks.backend.alltoall(source, rows, checks.label).wait()
     return received if splits is None else (received, counts)
 
 
 def barrier(*, name: str | None = None) -> None:
     """Return once every rank has called it. Cost per rank: one all-reduce of 16 bytes."""
-    with _Operation("barrier", name) as operation:
+    with _Checks("barrier", name) as checks:
         pass
-    operation.backend.barrier(operation.label)
+    checks.backend.barrier(checks.label).wait()
 
 
-class _Operation:
+class _Checks:
     """Where the arguments of an operation are checked: what is wrong on one rank is an error on the others as well.
 
     A class, because a generator as context manager costs two microseconds, a third of a small all-reduce.
@@ -244,14 +330,14 @@ class _Operation:
         self._kind, self._name = kind, name
         self.backend, self.label = world.begin(kind, name)
 
-    def __enter__(self) -> _Operation:
+    def __enter__(self) -> _Checks:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, ArgumentError):
             error.operation = f"{self._kind} {self._name!r}" if self._name else self._kind
             error.where = self.backend.topology.where
-            self.backend.refuse(self._kind, str(error))
+            self.backend.refuse(self._kind, self.label, str(error))
 
 
 def _native_array(array: npt.ArrayLike, least_dimensions: int = 0) -> Array:
@@ -298,6 +384,11 @@ def _targets(sources: Sequence[Array], out: Sequence[Array] | None) -> Sequence[
 
 
 def _work_array(source: Array, target: Array | None) -> Array:
+    """A contiguous array with the values of ``source``: one to read without a target, else one to overwrite."""
+    return np.asarray(source, order="C") if target is None else _writable(source, target)
+
+
+def _writable(source: Array, target: Array | None) -> Array:
     """A contiguous array with the values of ``source`` that an operation may overwrite: the target, if it can be."""
     if target is None:
         return np.array(source, order="C", copy=True)

@@ -25,11 +25,12 @@ class Settings:
         backend: What carries the data: ``mpi``, ``horovod`` or ``solo`` (one process); empty: found out at start.
         algorithm: The all-reduce algorithm for every size; empty: chosen by size. ``shared_memory`` works inside one
             host, ``hierarchical`` across hosts with several ranks each; elsewhere they mean the ring.
-        small_bytes: Bytes up to which the MPI library's own all-reduce is used; -1: measured once for a host, a library
-            and a number of ranks, and kept in ``~/.cache/collective``.
+        small_bytes: Bytes up to which the MPI library's own all-reduce is used; -1: which one is the fastest at which
+            size is measured once for a host, a library and a number of ranks, and kept in ``~/.cache/collective``.
         segment_bytes: Bytes of one message of the segmented algorithms; adding one overlaps receiving the next.
         fusion_bytes: Bytes up to which arrays of one dtype are joined into one message; larger ones travel alone.
         stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.
+        timeout_seconds: Seconds after which such a wait is an error that ends the job; 0: never.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
     """
 
@@ -39,6 +40,7 @@ class Settings:
     segment_bytes: int = 256 * 1024
     fusion_bytes: int = 4 * 1024 * 1024
     stall_seconds: float = 60.0
+    timeout_seconds: float = 1800.0
     log_level: str = "warning"
 
     def __post_init__(self) -> None:
@@ -49,6 +51,7 @@ class Settings:
         _check_range("segment_bytes", self.segment_bytes, least=64)
         _check_range("fusion_bytes", self.fusion_bytes, least=0)
         _check_range("stall_seconds", self.stall_seconds, least=0)
+        _check_range("timeout_seconds", self.timeout_seconds, least=0)
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

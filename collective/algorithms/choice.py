@@ -24,9 +24,8 @@ ALL_REDUCE: dict[str, AllReduce] = {
 }
 
 
-def small(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
-    """Reduce an array for which calls count for more than bytes: in the MPI library's C code."""
-    native.all_reduce(transport, array, reduction, segment_bytes)
+# What is chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), or what carries most bytes.
+NATIVE, EXCHANGE, LARGE = "native", "exchange", "large"
 
 
 def large(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
@@ -37,17 +36,10 @@ def large(transport: Transport, array: np.ndarray, reduction: Reduction, segment
 
 def by_name(name: str, transport: Transport) -> AllReduce:
     """The all-reduce that a setting names, or the ring where that one is not possible."""
+    if name == LARGE:
+        return large
     possible = {"shared_memory": transport.shared, "hierarchical": transport.hierarchy}
     return ring.all_reduce if name in possible and not possible[name] else ALL_REDUCE[name]
-
-
-def by_size(small_bytes: int) -> AllReduce:
-    """The all-reduce that treats arrays up to ``small_bytes`` bytes as small and others as large."""
-
-    def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
-        (small if array.nbytes <= small_bytes else large)(transport, array, reduction, segment_bytes)
-
-    return all_reduce
 
 
 def reduce_scatter(

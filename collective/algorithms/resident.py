@@ -7,6 +7,8 @@ slices after a barrier instead was measured to take twice as long: they have lef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from collective.algorithms.segments import even_bounds
@@ -15,35 +17,32 @@ from collective.transport.shared import CACHE_LINE, SharedMemory
 
 # Small enough for the cache of one core together with the same piece of another array.
 PIECE_BYTES = 128 * 1024
-# Kinds of flags: the number of all-reduces in this memory that a rank was ready for, and that it has done.
-READY, DONE = 0, 1
+# Kind of flag: how many times a rank has met the others.
+MET = 0
 
 
-def all_reduce(memory: SharedMemory, elements: int, reduction: Reduction) -> None:
-    """Reduce the first ``elements`` elements of the ranks' areas of ``memory``, in place.
+def all_reduce(memory: SharedMemory, arrays: Sequence[np.ndarray], reduction: Reduction) -> None:
+    """Reduce ``arrays``, flat and one of each rank, in place; all ranks' values are there, as after ``meet``.
 
     Cost per rank: no messages; (N-1)/N of the array is read elsewhere and (N-1)/N written elsewhere.
     """
-    arrays = [area(memory, rank, reduction.dtype)[:elements] for rank in range(memory.size)]
-    reduction.prepare(arrays[memory.rank])
-    _meet(memory, READY)
-    bounds = even_bounds(elements, memory.size)
+    bounds = even_bounds(arrays[0].size, memory.size)
     step = PIECE_BYTES // reduction.dtype.itemsize
-    others = [rank for rank in range(memory.size) if rank != memory.rank]
+    others = [array for rank, array in enumerate(arrays) if rank != memory.rank]
     for start in range(bounds[memory.rank], bounds[memory.rank + 1], step):
         piece = slice(start, min(start + step, bounds[memory.rank + 1]))
         mine = arrays[memory.rank][piece]
-        for rank in others:
-            reduction.combine(mine, arrays[rank][piece], mine)
+        for other in others:
+            reduction.combine(mine, other[piece], mine)
         reduction.finish(mine)
-        for rank in others:
-            np.copyto(arrays[rank][piece], mine)
-    _meet(memory, DONE)
+        for other in others:
+            np.copyto(other[piece], mine)
+    meet(memory)
 
 
-def area(memory: SharedMemory, rank: int, dtype: np.dtype) -> np.ndarray:
-    """The part of ``memory`` that holds the array of ``rank``."""
-    return memory.data.reshape(memory.size, -1)[rank].view(dtype)
+def areas(memory: SharedMemory, dtype: np.dtype) -> list[np.ndarray]:
+    """The parts of ``memory`` that hold the ranks' arrays."""
+    return [area.view(dtype) for area in memory.data.reshape(memory.size, -1)]
 
 
 def area_bytes(array_bytes: int) -> int:
@@ -51,8 +50,9 @@ def area_bytes(array_bytes: int) -> int:
     return -(-max(array_bytes, 1) // CACHE_LINE) * CACHE_LINE
 
 
-def _meet(memory: SharedMemory, kind: int) -> None:
-    number = memory.flag(kind) + 1
-    memory.set_flag(kind, number)
+def meet(memory: SharedMemory) -> None:
+    """Return once all ranks have come: what they wrote to the memory before is there."""
+    number = memory.flag(MET) + 1
+    memory.set_flag(MET, number)
     for rank in range(memory.size):
-        memory.wait_flag(kind, rank, number)
+        memory.wait_flag(MET, rank, number)

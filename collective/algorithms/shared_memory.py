@@ -26,9 +26,8 @@ from collective.transport.base import Transport
 from collective.transport.shared import SharedMemory
 
 SLOTS = 4
-# Kinds of flags: the number of blocks that a rank has published, and that it has reduced; the number of words it has
-# told, and the last of them with an even and with an odd number.
-PUBLISHED, REDUCED, TOLD, WORDS = 0, 1, 2, 3
+# Kinds of flags: the number of blocks that a rank has published, and that it has reduced.
+PUBLISHED, REDUCED = 0, 1
 
 
 def segment_size(size: int) -> int:
@@ -74,23 +73,6 @@ def broadcast(transport: Transport, array: np.ndarray, root: int, segment_bytes:
     """
     everything = [0] * (root + 1) + [array.size] * (transport.size - root)
     all_gather(transport, array, everything, segment_bytes)
-
-
-def all_gather_words(memory: SharedMemory, word: int) -> list[int]:
-    """Every rank's ``word``, an int64, in rank order: the quickest way to agree.
-
-    Cost per rank: no messages; it writes two flags and reads 2(N-1).
-    """
-    told = memory.flag(TOLD) + 1
-    # Two places in turn: a rank that tells its next word but one knows that all have read this one.
-    place = WORDS + told % 2
-    memory.set_flag(place, word)
-    memory.set_flag(TOLD, told)
-    words = []
-    for rank in range(memory.size):
-        memory.wait_flag(TOLD, rank, told)
-        words.append(memory.flag(place, rank))
-    return words
 
 
 def _run(

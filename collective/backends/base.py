@@ -3,54 +3,80 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, Protocol
 
 import numpy as np
 
 from collective.reduce_ops import ReduceOp
 from collective.topology import Topology
 
+Arguments = ParamSpec("Arguments")
+
+
+class Operation(Protocol):
+    """An operation that a backend has been told of. It is begun once: by ``start``, or by ``wait``."""
+
+    def start(self) -> None:
+        """Begin it and return at once, if the backend can; buffers are not to be touched before its end."""
+
+    def wait(self) -> Any:
+        """Return its result once it is there. Raises what went wrong."""
+
+    def done(self) -> bool:
+        """Tell whether ``wait`` would return at once."""
+
 
 class Backend(abc.ABC):
     """Collective operations on NumPy arrays that the front ends have already checked.
 
     Every array given is C-contiguous, in native byte order, of a dtype in ``collective.dtypes``, and writable where
-    the operation works in place. Every method but ``abort`` is called by all ranks in the same order, from one thread
-    at a time. ``name`` is the user's name for the operation or one made from a counter, the same on all ranks.
+    the operation works in place. Every method but ``abort`` is called by all ranks. ``name`` is the user's name for the
+    operation or one made from a counter, by which the ranks' calls are matched.
     """
 
     name: str
     topology: Topology
 
     @abc.abstractmethod
-    def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
-        """Reduce each array over all ranks, in place; the results are equal on all ranks to the bit."""
+    def allreduce(
+        self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str, in_place: bool, wire: np.dtype | None = None
+    ) -> Operation:
+        """Reduce each array over all ranks; the results, a list, are equal on all ranks to the bit.
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:  # noqa: ARG002
-        """A new array, in memory that the ranks of a host share if the backend has such."""
-        return np.empty(shape, dtype)
+        ``in_place``: they overwrite the arrays; else the arrays are only read, and the results are new. ``wire``: the
+        dtype floats have on the wire, where the backend can.
+        """
 
     @abc.abstractmethod
-    def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Operation:
+        """Make an array, in memory that the ranks of a host share if the backend has such."""
+
+    @abc.abstractmethod
+    def allgather(self, array: np.ndarray, name: str) -> Operation:
         """Concatenate the ranks' arrays along axis 0, in rank order; the first dimensions may differ."""
 
     @abc.abstractmethod
-    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
-        """Overwrite each array with the root's, in place."""
+    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> Operation:
+        """Overwrite each array with the root's, in place; the result is the list of arrays."""
 
     @abc.abstractmethod
-    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
-        """Reduce and return this rank's rows of axis 0; the first ``rows % size`` ranks get one row more."""
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> Operation:
+        """Reduce; the result is this rank's rows of axis 0. The first ``rows % size`` ranks get one row more.
+
+        The array given is left with partial results.
+        """
 
     @abc.abstractmethod
-    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Send ``splits[r]`` rows of axis 0 to each rank r; return the rows received and how many came from each."""
+    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> Operation:
+        """Send ``splits[r]`` rows of axis 0 to each rank r; the result: the rows received, how many came from each."""
 
     @abc.abstractmethod
-    def barrier(self, name: str) -> None:
-        """Return once every rank has called it."""
+    def barrier(self, name: str) -> Operation:
+        """End once every rank has called it."""
 
-    def refuse(self, operation: str, reason: str) -> None:  # noqa: B027  # not every backend can tell the others
+    def refuse(self, operation: str, name: str, reason: str) -> None:  # noqa: B027  # not every backend can tell the others
         """Tell the ranks that wait in ``operation`` that this one can't take part, so that they raise as well."""
 
     @abc.abstractmethod
@@ -60,3 +86,43 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def abort(self, status: int) -> None:
         """End the processes of all ranks with exit status ``status``; called by the rank that failed, alone."""
+
+
+class Blocking:
+    """An operation of a backend without an engine of its own: it is carried out where it is begun."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._ended = False
+        self._result: Any = None
+        self._error: Exception | None = None
+
+    def start(self) -> None:
+        """See ``Operation``; what goes wrong is raised by ``wait``."""
+        try:
+            self._result = self._function()
+        except Exception as error:
+            self._error = error
+        self._ended = True
+
+    def wait(self) -> Any:
+        """See ``Operation``."""
+        if not self._ended:
+            self.start()
+        if self._error:
+            raise self._error
+        return self._result
+
+    def done(self) -> bool:
+        """See ``Operation``."""
+        return self._ended
+
+
+def blocking(method: Callable[Arguments, Any]) -> Callable[Arguments, Operation]:
+    """Make of a method that carries out an operation one that returns the operation."""
+
+    @functools.wraps(method)
+    def operation(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Operation:
+        return Blocking(functools.partial(method, *args, **kwargs))
+
+    return operation

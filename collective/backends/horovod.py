@@ -24,9 +24,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from collective.backends.base import Backend
+from collective.backends.base import Backend, blocking
 from collective.dtypes import BFLOAT16, FLOAT16, byte_view, is_half
-from collective.engine.matching import mismatch
+from collective.engine.calls import mismatch
 from collective.errors import LaunchError, MismatchError, TransportError
 from collective.reduce_ops import Max, Min, Product, ReduceOp
 from collective.reduction import reduction_for
@@ -88,14 +88,23 @@ class HorovodBackend(Backend):
         )
         self._turn = threading.Lock()
 
-    def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
-        """Reduce each array over all ranks, in place; arrays that share a dtype travel as one.
+    @blocking
+    def allreduce(
+        self,
+        arrays: Sequence[np.ndarray],
+        op: ReduceOp,
+        name: str,
+        in_place: bool,
+        wire: np.dtype | None = None,  # noqa: ARG002  # Horovod's core adds what it sends
+    ) -> list[np.ndarray]:
+        """Reduce each array over all ranks; arrays that share a dtype travel as one.
 
         Costs of each dtype that Horovod can add: one all-reduce and two copies. Of the others: an all-to-all and an
         all-gather, together the bytes of a ring all-reduce.
         """
+        results = list(arrays) if in_place else [array.copy() for array in arrays]
         groups: dict[np.dtype, list[np.ndarray]] = {}
-        for array in arrays:
+        for array in results:
             reduction_for(op, array.dtype, self.topology.size)  # refuses what has no meaning before anything travels
             if array.size:
                 groups.setdefault(array.dtype, []).append(array.reshape(-1))
@@ -109,7 +118,14 @@ class HorovodBackend(Backend):
                 packed = np.concatenate(groups[dtype])
                 mine = self._reduce_share(packed, _shares(packed.size, self.topology.size), op)
                 _unpack(_from_rows(self._gather(_to_rows(mine)), packed), groups[dtype])
+        return results
 
+    @blocking
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:  # noqa: ARG002
+        """See ``Backend``."""
+        return np.empty(shape, dtype)
+
+    @blocking
     def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
         """Concatenate the ranks' arrays along axis 0; moves every rank's bytes to every rank."""
         array = np.atleast_1d(array)
@@ -117,7 +133,8 @@ class HorovodBackend(Backend):
             self._compare(line)
             return _from_rows(self._gather(_to_rows(array)), array)
 
-    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
+    @blocking
+    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> list[np.ndarray]:
         """Overwrite each array with the root's, packed into messages of up to ``BROADCAST_BYTES``."""
         with self._calling(f"broadcast {name!r}: root {root}, {_kinds(arrays)}") as line:
             self._compare(line)
@@ -126,7 +143,9 @@ class HorovodBackend(Backend):
                     tensor = self._tf.convert_to_tensor(np.concatenate(parts))
                     received = _view(self._hvd.broadcast(tensor, root))
                 _unpack(received, parts)
+        return list(arrays)
 
+    @blocking
     def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
         """Reduce and return this rank's rows of axis 0; an all-to-all of (N-1)/N of the bytes, added in rank order."""
         reduction_for(op, array.dtype, self.topology.size)
@@ -137,6 +156,7 @@ class HorovodBackend(Backend):
             mine = self._reduce_share(array.reshape(-1), [count * row for count in counts], op)
             return mine.reshape(counts[self.topology.rank], *array.shape[1:])
 
+    @blocking
     def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
         """Send ``splits[r]`` rows to each rank r; returns the rows received and the count from each, as int64."""
         with self._calling(f"alltoall {name!r}: {array.dtype} in rows of {list(array.shape[1:])}") as line:
@@ -144,12 +164,13 @@ class HorovodBackend(Backend):
             received, counts = self._exchange(_to_rows(array), splits)
             return _from_rows(received, array), counts
 
+    @blocking
     def barrier(self, name: str) -> None:
         """Return once every rank has called it; one all-reduce of 16 bytes."""
         with self._calling(f"barrier {name!r}") as line:
             self._compare(line)
 
-    def refuse(self, operation: str, reason: str) -> None:
+    def refuse(self, operation: str, name: str, reason: str) -> None:  # noqa: ARG002
         """Tell the other ranks that this one can't take part in ``operation``, so that they raise as well."""
         with contextlib.suppress(MismatchError), self._calling(f"{operation}: refused: {reason}") as line:
             self._compare(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +10,14 @@ import numpy as np
 
 from collective import topology
 from collective.algorithms import shared_memory
-from collective.backends.base import Backend
-from collective.engine import tuning
+from collective.backends.base import Backend, Operation
+from collective.engine import operations, tuning
+from collective.engine.calls import SHUTDOWN, Call
 from collective.engine.engine import Engine
 from collective.engine.matching import all_agree
-from collective.errors import TransportError
+from collective.engine.operations import Planner
+from collective.engine.ways import Resources
+from collective.errors import MismatchError, TransportError
 from collective.log import logger
 from collective.reduce_ops import ReduceOp
 from collective.settings import Settings
@@ -36,16 +40,15 @@ class MpiBackend(Backend):
     name = "mpi"
 
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
-        patience = Patience(settings.stall_seconds)
+        patience = Patience(settings.stall_seconds, settings.timeout_seconds)
         self.transport = mpi.connect(patience, environment)
         hosts = self.transport.hosts()
         self.topology = topology.from_hosts(self.transport.rank, hosts)
         self._share_memory(hosts, patience)
+        self._resources = Resources.for_transport(self.transport, settings, patience)
         place = f"{platform.node()}, {mpi.library()}, {self.topology.size} ranks, {self.topology.local_size} here"
-        small_bytes = settings.small_bytes
-        if small_bytes < 0:
-            small_bytes = tuning.small_bytes(self.transport, settings.segment_bytes, place)
-        self._engine = Engine(self.transport, settings, patience, small_bytes)
+        self._planner = Planner(self._resources, tuning.crossovers(self._resources, place))
+        self._engine = Engine(self.transport, patience)
 
     def _share_memory(self, hosts: Sequence[str], patience: Patience) -> None:
         """Let the ranks of each host share memory, where all hosts have the same number of ranks."""
@@ -68,41 +71,45 @@ class MpiBackend(Backend):
             peers = [rank for rank, local_rank in enumerate(local_ranks) if local_rank == self.topology.local_rank]
             self.transport.hierarchy = (local, Group(self.transport, peers))
 
-    def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
+    def allreduce(
+        self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str, in_place: bool, wire: np.dtype | None = None
+    ) -> Operation:
         """See ``Backend``."""
-        self._engine.allreduce(arrays, op, name)
+        return operations.AllReduce(self._engine, self._planner, arrays, op, name, in_place, wire)
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Operation:
         """See ``Backend``."""
-        return self._engine.empty(shape, dtype, name)
+        return operations.Empty(self._engine, self._resources, shape, dtype, name)
 
-    def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
+    def allgather(self, array: np.ndarray, name: str) -> Operation:
         """See ``Backend``."""
-        return self._engine.allgather(array, name)
+        return operations.AllGather(self._engine, self._resources, array, name)
 
-    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
+    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> Operation:
         """See ``Backend``."""
-        self._engine.broadcast(arrays, root, name)
+        return operations.Broadcast(self._engine, self._resources, arrays, root, name)
 
-    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> Operation:
         """See ``Backend``."""
-        return self._engine.reducescatter(array, op, name)
+        return operations.ReduceScatter(self._engine, self._resources, array, op, name)
 
-    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> Operation:
         """See ``Backend``."""
-        return self._engine.alltoall(array, splits, name)
+        return operations.AllToAll(self._engine, self._resources, array, splits, name)
 
-    def barrier(self, name: str) -> None:
+    def barrier(self, name: str) -> Operation:
         """See ``Backend``."""
-        self._engine.barrier(name)
+        return operations.Meeting(self._engine, Call("barrier", name))
 
-    def refuse(self, operation: str, reason: str) -> None:
+    def refuse(self, operation: str, name: str, reason: str) -> None:
         """See ``Backend``."""
-        self._engine.refuse(operation, reason)
+        with contextlib.suppress(MismatchError):
+            operations.Meeting(self._engine, Call(operation, name, detail=f"refused: {reason}")).wait()
 
     def shutdown(self) -> None:
         """See ``Backend``. MPI itself stays up until the process ends, so that ``init`` works again."""
-        self._engine.shutdown()
+        operations.Meeting(self._engine, Call(SHUTDOWN, SHUTDOWN)).wait()
+        self._engine.close()
         self.transport.close()
 
     def abort(self, status: int) -> None:

@@ -1,185 +1,221 @@
-"""Run collective operations: agree that all ranks mean the same one, join small arrays, call the algorithm."""
+"""The order of operations: which one runs next, the same on all ranks, whatever order threads and ranks call them in.
+
+There is no clock. A thread that waits for its operation carries it out itself; only what is started without being
+waited for is left to a thread of the engine's own, which sleeps until then. Each rank proposes one of its pending
+operations by a word (``matching``); as long as the ranks propose the same, which they do whenever they call in the same
+order, that is all there is to it. Else they tell each other what is pending (``negotiation``).
+"""
 
 from __future__ import annotations
 
-import contextlib
+import queue
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from collective.algorithms import choice, pairwise, resident
-from collective.algorithms.segments import even_bounds
-from collective.engine.fusion import buckets, pack, unpack
-from collective.engine.matching import Call, agree, gather_counts
-from collective.engine.residents import Residents
-from collective.errors import MismatchError
-from collective.reduce_ops import ReduceOp
-from collective.reduction import Reduction, reduction_for
-from collective.settings import Settings
-from collective.transport.base import Transport
+from collective.engine.calls import mismatch
+from collective.engine.matching import BUSY, agree
+from collective.engine.negotiation import Outcome, negotiate
+from collective.engine.operation import Operation
+from collective.errors import ArgumentError
+from collective.transport.base import Request, Transport
 from collective.transport.patience import Patience
+
+# Names whose order is remembered; programs have some hundreds.
+MOST_NAMES = 10_000
+
+
+def count_threads() -> int:
+    """The process's threads that could call something: Python's own, without those that foreign code brought along."""
+    return sum(not isinstance(thread, threading._DummyThread) for thread in threading.enumerate())
 
 
 class Engine:
-    """The collective operations of one group of ranks, one at a time, in the same order on all ranks.
-
-    Arrays are C-contiguous and of a supported dtype; the front ends have seen to that.
+    """The operations of one group of ranks, one at a time, in the same order on all of them.
 
     Args:
         transport: The messages between the ranks of the group.
-        settings: Algorithm, segment and bucket sizes.
-        patience: How the transport waits; it is told the name of the operation.
-        small_bytes: Size up to which arrays are reduced by the algorithm for small ones.
+        patience: How the transport waits; it is told the operation.
+        count_threads: Tells how many threads could call something; when as many wait, nothing new can come.
     """
 
-    def __init__(self, transport: Transport, settings: Settings, patience: Patience, small_bytes: int = 0) -> None:
-        self._transport, self._settings, self._patience = transport, settings, patience
-        self._residents = Residents(transport, patience)
-        if settings.algorithm:
-            self._all_reduce = choice.by_name(settings.algorithm, transport)
-        else:
-            self._all_reduce = choice.by_size(small_bytes)
-        # Two threads of one process take turns; that every rank sees the same order, `agree` checks.
-        self._turn = threading.Lock()
+    def __init__(
+        self, transport: Transport, patience: Patience, count_threads: Callable[[], int] = count_threads
+    ) -> None:
+        self._transport, self._patience, self._count_threads = transport, patience, count_threads
+        self._turn = threading.Lock()  # held by the thread that carries out
+        self._pending: dict[str, Operation] = {}  # the oldest first
+        self._agreed: deque[str] = deque()  # to be proposed next, on all ranks
+        self._follows: dict[str, str] = {}  # in what order names were agreed on when they had to be
+        self._last = ""
+        self._changes = threading.Lock()
+        self._news = 0
+        self._waiting = 0
+        self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        # What went wrong in the middle of an operation: ranks that have lost each other get nothing right any more.
+        self._lost: BaseException | None = None
 
-    def allreduce(self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str) -> None:
-        """Reduce each array in place."""
-        with self._turn_of(Call("allreduce", name, _shapes(arrays), op)):
-            for bucket in buckets(arrays, self._settings.fusion_bytes):
-                reduction = reduction_for(op, bucket[0].dtype, self._transport.size)
-                if len(bucket) == 1:
-                    self._reduce_alone(bucket[0], reduction)
-                else:
-                    self._reduce_together(bucket, reduction)
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> np.ndarray:
-        """A new array, in memory that the ranks share if they can."""
-        with self._turn_of(Call("empty", name, ((dtype, shape),))):
-            return self._residents.empty(shape, dtype)
-
-    def _reduce_alone(self, array: np.ndarray, reduction: Reduction) -> None:
-        memory = self._residents.memory_of(array)
-        if memory is not None:
-            resident.all_reduce(memory, array.size, reduction)
-        else:
-            flat = array.reshape(-1)
-            reduction.prepare(flat)
-            self._all_reduce(self._transport, flat, reduction, self._settings.segment_bytes)
-
-    def _reduce_together(self, bucket: Sequence[np.ndarray], reduction: Reduction) -> None:
-        memory = None if self._settings.algorithm else self._residents.bucket(self._settings.fusion_bytes)
-        elements = sum(array.size for array in bucket)
-        if memory is not None:
-            flat = resident.area(memory, memory.rank, reduction.dtype)[:elements]
-            pack(bucket, flat)
-            resident.all_reduce(memory, elements, reduction)
-        else:
-            flat = np.empty(elements, reduction.dtype)
-            pack(bucket, flat)
-            self._reduce_alone(flat, reduction)
-        unpack(flat, bucket)
-
-    def allgather(self, array: np.ndarray, name: str) -> np.ndarray:
-        """Concatenate along axis 0; the first dimensions may differ."""
-        row = array.shape[1:]
-        with self._turn_of(Call("allgather", name, ((array.dtype, row),))):
-            counts = gather_counts(self._transport, len(array))
-            gathered = np.empty((int(counts.sum()), *row), array.dtype)
-            rows = np.concatenate([[0], np.cumsum(counts)])
-            rank = self._transport.rank
-            gathered[rows[rank] : rows[rank + 1]] = array
-            bounds = (rows * int(np.prod(row, dtype=np.int64))).tolist()
-            choice.all_gather(self._transport, gathered.reshape(-1), bounds, self._settings.segment_bytes)
-        return gathered
-
-    def broadcast(self, arrays: Sequence[np.ndarray], root: int, name: str) -> None:
-        """Overwrite each array with the root's."""
-        with self._turn_of(Call("broadcast", name, _shapes(arrays), root)):
-            for bucket in buckets(arrays, self._settings.fusion_bytes):
-                alone = len(bucket) == 1
-                flat = bucket[0].reshape(-1) if alone else np.empty(sum(a.size for a in bucket), bucket[0].dtype)
-                if not alone:
-                    pack(bucket, flat)
-                choice.broadcast(self._transport, flat, root, self._settings.segment_bytes)
-                if not alone:
-                    unpack(flat, bucket)
-
-    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
-        """Reduce and return this rank's rows; the array given is left with partial results."""
-        transport = self._transport
-        with self._turn_of(Call("reducescatter", name, _shapes([array]), op)):
-            reduction = reduction_for(op, array.dtype, transport.size)
-            reduction.prepare(array.reshape(-1))
-            rows = even_bounds(len(array), transport.size)
-            row_size = int(np.prod(array.shape[1:], dtype=np.int64))
-            bounds = [row * row_size for row in rows]
-            choice.reduce_scatter(transport, array.reshape(-1), bounds, reduction, self._settings.segment_bytes)
-        return array[rows[transport.rank] : rows[transport.rank + 1]].copy()
-
-    def alltoall(self, array: np.ndarray, splits: Sequence[int], name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Send ``splits[r]`` rows to each rank r."""
-        row = array.shape[1:]
-        size = self._transport.size
-        with self._turn_of(Call("alltoall", name, ((array.dtype, row),))):
-            sent = np.asarray(splits, np.int64)
-            counts = np.empty(size, np.int64)
-            pairwise.all_to_all(self._transport, _pieces(sent, [1] * size, 1), _pieces(counts, [1] * size, 1))
-            received = np.empty((int(counts.sum()), *row), array.dtype)
-            width = int(np.prod(row, dtype=np.int64))
-            outgoing, incoming = _pieces(array, sent.tolist(), width), _pieces(received, counts.tolist(), width)
-            pairwise.all_to_all(self._transport, outgoing, incoming)
-        return received, counts
-
-    def barrier(self, name: str) -> None:
-        """Return once every rank has called it: to agree is to wait for all."""
-        with self._turn_of(Call("barrier", name)):
-            pass
-
-    def shutdown(self) -> None:
-        """Return once every rank has called it; what the others still wait for ends in an error instead."""
-        with self._turn_of(Call("shutdown")):
-            pass
-
-    def refuse(self, operation: str, reason: str) -> None:
-        """Tell the other ranks that this one can't take part in ``operation``, so that they raise as well."""
-        with contextlib.suppress(MismatchError), self._turn_of(Call(operation, detail=f"refused: {reason}")):
-            pass
-
-    def _turn_of(self, call: Call) -> _Turn:
-        return _Turn(self._turn, self._patience, self._transport, call)
-
-
-class _Turn:
-    """The time of one operation: alone in this process, and begun by all ranks.
-
-    A class, because a generator as context manager costs two microseconds, a third of a small all-reduce.
-    """
-
-    __slots__ = ("_call", "_lock", "_patience", "_transport")
-
-    def __init__(self, lock: threading.Lock, patience: Patience, transport: Transport, call: Call) -> None:
-        self._lock, self._patience, self._transport, self._call = lock, patience, transport, call
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
+    def run(self, operation: Operation) -> Any:
+        """Carry out an operation and return its result; in this thread, unless another one is at it."""
+        if not self._turn.acquire(blocking=False):
+            self.start(operation)
+            return operation.wait()
         try:
-            self._patience.operation = self._call
-            agree(self._transport, self._call)
-        except BaseException:
-            self._lock.release()
+            differ = False
+            if not self._pending:
+                busy = self._propose(operation)
+                if busy >= 0:
+                    self._last = operation.call.name
+                    return operation.run(bool(busy))
+                differ = True
+            self._add(operation)
+            self._work(operation, differ)
+        except BaseException as error:
+            self._lost = self._lost or error
             raise
+        finally:
+            self._turn.release()
+            if self._pending:
+                self._ring()
+        return operation.wait()
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def start(self, operation: Operation) -> None:
+        """Leave an operation to the engine's thread."""
+        self._add(operation)
+        self._ring()
 
+    def wait(self, ended: threading.Lock) -> None:
+        """Return once an operation has ended, which releases ``ended``."""
+        self._count_waiting(1)
+        with ended:
+            pass
+        self._count_waiting(-1)
 
-def _shapes(arrays: Sequence[np.ndarray]) -> tuple[tuple[np.dtype, tuple[int, ...]], ...]:
-    return tuple((array.dtype, array.shape) for array in arrays)
+    def close(self) -> None:
+        """End the engine's thread; nothing is pending any more."""
+        if self._thread:
+            self._bell.put(False)
+            self._thread.join()
+            self._thread = None
 
+    def _add(self, operation: Operation) -> None:
+        name = operation.call.name
+        with self._changes:
+            if name in self._pending:
+                raise ArgumentError(
+                    "a name is given to one pending operation at a time",
+                    received=f"{operation.call.label} while {self._pending[name].call} is pending",
+                    fix="Wait for the first one, or give the second another name",
+                )
+            operation.begin()
+            self._pending[name] = operation
+            self._news += 1
 
-def _pieces(array: np.ndarray, rows: Sequence[int], width: int) -> list[np.ndarray]:
-    """Flat views of ``rows[r]`` rows of ``width`` elements each, one after the other."""
-    flat = array.reshape(-1)
-    ends = (np.cumsum(rows) * width).tolist()
-    return [flat[end - count * width : end] for end, count in zip(ends, rows, strict=True)]
+    def _ring(self) -> None:
+        """Wake the engine's thread; made when it is first needed."""
+        with self._changes:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._attend, name="collective-engine", daemon=True)
+                self._thread.start()
+        self._bell.put(True)
+
+    def _attend(self) -> None:
+        """What the engine's thread does: it sleeps, and when the bell rings carries out all that is pending."""
+        while self._bell.get():
+            with self._turn:
+                self._work()
+
+    def _work(self, until: Operation | None = None, differ: bool = False) -> None:
+        """Carry out what is pending, as far as ``until`` if given; ``differ``: the ranks have just proposed unlike."""
+        self._count_waiting(until is not None)
+        while self._pending and not (until and until.done()):
+            try:
+                if differ or not self._carry_out(self._next()):
+                    self._sort_out()
+            except BaseException as error:
+                self._lost = self._lost or error
+                self._end_all(error)
+            differ = False
+        self._count_waiting(-(until is not None))
+
+    def _carry_out(self, operation: Operation) -> bool:
+        """Propose an operation and run it; False: the others propose another."""
+        busy = self._propose(operation)
+        if busy >= 0:
+            self._last = operation.call.name
+            self._end(self._last, operation.run(bool(busy)))
+        return busy >= 0
+
+    def _next(self) -> Operation:
+        """What to propose: what is agreed on; what followed on the last operation earlier; or the oldest."""
+        if self._agreed:
+            return self._pending[self._agreed.popleft()]
+        with self._changes:  # other threads add to what is pending
+            expected = self._pending.get(self._follows.get(self._last, ""))
+            return expected or next(iter(self._pending.values()))
+
+    def _propose(self, operation: Operation) -> int:
+        """Compare with what the other ranks propose: at least 0, and 1 or more if one is busy; -1: they differ."""
+        if self._lost:
+            raise self._lost
+        self._patience.operation = operation.call
+        word = operation.call.digest
+        if operation.publish():
+            word |= BUSY
+        return agree(self._transport, word)
+
+    def _sort_out(self) -> None:
+        """Find out what is pending on all ranks, and wait for news where that is nothing."""
+        with self._changes:
+            news, silent = self._news, self._waiting >= self._count_threads() - (self._thread is not None)
+            calls = {name: operation.call for name, operation in self._pending.items()}
+        outcome = negotiate(self._transport, calls, silent)
+        for name, texts in outcome.different.items():
+            self._end(name, error=mismatch(texts, calls[name].label, self._where))
+        if outcome.agreed:
+            self._agreed.extend(outcome.agreed)
+            self._remember(outcome.agreed)
+        elif outcome.hopeless:
+            for name, call in calls.items():
+                self._end(name, error=mismatch(outcome.waiting, call.label, self._where))
+        elif not outcome.different:
+            self._await_news(news, outcome)
+
+    def _await_news(self, news: int, outcome: Outcome) -> None:
+        """Return on all ranks once there is news on one: an operation was called, or a thread began to wait."""
+        others = [rank for rank in range(self._transport.size) if rank != self._transport.rank]
+        signals = np.zeros(self._transport.size, np.uint8)
+        receives: list[Request] = [self._transport.receive(signals[rank : rank + 1], rank) for rank in others]
+        self._patience.operation = outcome.missing
+        self._patience.wait(lambda: self._news != news or any(request.done() for request in receives))
+        # Everyone tells everyone, whether it has news or has heard of some: so all come back together.
+        mine = signals[self._transport.rank : self._transport.rank + 1]
+        for request in [*[self._transport.send(mine, rank) for rank in others], *receives]:
+            request.wait()
+
+    def _remember(self, names: list[str]) -> None:
+        if len(self._follows) > MOST_NAMES:
+            self._follows.clear()
+        self._follows.update(zip([self._last, *names], names, strict=False))
+
+    def _end(self, name: str, result: Any = None, error: BaseException | None = None) -> None:
+        with self._changes:
+            operation = self._pending.pop(name)
+        operation.end(result, error)
+
+    def _end_all(self, error: BaseException) -> None:
+        for name in list(self._pending):
+            self._end(name, error=error)
+
+    def _count_waiting(self, change: int) -> None:
+        with self._changes:
+            self._waiting += change
+            self._news += change > 0
+
+    @property
+    def _where(self) -> str:
+        return f"rank {self._transport.rank} of {self._transport.size}"

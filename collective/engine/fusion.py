@@ -1,35 +1,57 @@
-"""Join small arrays into buckets, so that a message carries many of them."""
+"""Join arrays of one dtype in one flat array, so that they travel and are reduced together."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-
-def buckets(arrays: Sequence[np.ndarray], bucket_bytes: int) -> Iterator[list[np.ndarray]]:
-    """Group ``arrays``, in order, into lists of one dtype and at most ``bucket_bytes``; a larger array goes alone."""
-    if len(arrays) == 1:
-        yield [arrays[0]]
-        return
-    open_buckets: dict[np.dtype, list[np.ndarray]] = {}
-    for array in arrays:
-        bucket = open_buckets.setdefault(array.dtype, [])
-        if bucket and sum(other.nbytes for other in bucket) + array.nbytes > bucket_bytes:
-            yield open_buckets.pop(array.dtype)
-            bucket = open_buckets.setdefault(array.dtype, [])
-        bucket.append(array)
-    yield from open_buckets.values()
+# Results begin at cache lines: frameworks take such memory as it is and copy any other.
+ALIGNMENT = 64
 
 
-def pack(bucket: Sequence[np.ndarray], flat: np.ndarray) -> None:
-    """Write the values of all arrays of a bucket into ``flat``, one after the other."""
-    np.concatenate([array.reshape(-1) for array in bucket], out=flat)
+class Layout:
+    """Where arrays of the given shapes lie in a flat one, one after the other.
+
+    Attributes:
+        elements: Length of the flat array.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> None:
+        line = max(1, ALIGNMENT // dtype.itemsize)
+        self.elements = 0
+        self._slots: list[tuple[slice, tuple[int, ...]]] = []
+        for shape in shapes:
+            start = -(-self.elements // line) * line
+            self.elements = start + math.prod(shape)
+            self._slots.append((slice(start, self.elements), shape))
+
+    def pack(self, arrays: Sequence[np.ndarray], flat: np.ndarray, factor: float | None = None) -> None:
+        """Write the values of all arrays into ``flat``, multiplied by ``factor`` on the way if given."""
+        for array, (slot, _) in zip(arrays, self._slots, strict=True):
+            if factor is None:
+                flat[slot] = array.reshape(-1)
+            else:
+                np.multiply(array.reshape(-1), factor, out=flat[slot])
+
+    def unpack(self, flat: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
+        """Write the values of ``flat`` into all arrays."""
+        for array, (slot, _) in zip(arrays, self._slots, strict=True):
+            array.reshape(-1)[:] = flat[slot]
+
+    def views(self, flat: np.ndarray) -> list[np.ndarray]:
+        """The arrays as views of ``flat``."""
+        return [flat[slot].reshape(shape) for slot, shape in self._slots]
 
 
-def unpack(flat: np.ndarray, bucket: Sequence[np.ndarray]) -> None:
-    """Write the values of ``flat`` back into the arrays of the bucket it was packed from."""
-    start = 0
-    for array in bucket:
-        array.reshape(-1)[:] = flat[start : start + array.size]
-        start += array.size
+def buckets(sizes: Sequence[int], bucket_bytes: int) -> Iterator[list[int]]:
+    """Group the places of arrays of ``sizes`` bytes, in order; a larger one than ``bucket_bytes`` goes alone."""
+    bucket: list[int] = []
+    for place, size in enumerate(sizes):
+        if bucket and sum(sizes[other] for other in bucket) + size > bucket_bytes:
+            yield bucket
+            bucket = []
+        bucket.append(place)
+    if bucket:
+        yield bucket

@@ -36,15 +36,18 @@ OPEN_MPI = "Open MPI"
 class MpiRequest:
     """A message under way in MPI."""
 
-    __slots__ = ("_expected", "_patience", "_request", "_status")
+    __slots__ = ("_complete", "_expected", "_patience", "_peer", "_request", "_status")
 
-    def __init__(self, request: MPI.Request, patience: Patience, expected: int | None = None) -> None:
-        self._request, self._patience, self._expected = request, patience, expected
+    def __init__(self, request: MPI.Request, patience: Patience, peer: int, expected: int | None = None) -> None:
+        self._request, self._patience, self._peer, self._expected = request, patience, peer, expected
         self._status = None if expected is None else MPI.Status()
+        self._complete = False
 
     def done(self) -> bool:
         """Tell whether the message is through."""
-        return self._request.Test(self._status)
+        if not self._complete:  # MPI forgets the status of a request that was complete before
+            self._complete = self._request.Test(self._status)
+        return self._complete
 
     def wait(self) -> None:
         """Return once the buffer may be used again.
@@ -52,7 +55,7 @@ class MpiRequest:
         Raises:
             TransportError: when less came than was announced; MPI itself would call that a success.
         """
-        self._patience.wait(self.done)
+        self._patience.wait(self.done, self._whom)
         if self._status is not None:
             received = self._status.Get_count(MPI.BYTE)
             if received != self._expected:
@@ -60,6 +63,9 @@ class MpiRequest:
                     "a receive is exactly as long as the message",
                     received=f"sent={received} bytes, receive={self._expected} bytes",
                 )
+
+    def _whom(self) -> str:
+        return f"rank {self._peer}"
 
 
 class MpiNative:
@@ -110,12 +116,12 @@ class MpiTransport:
 
     def send(self, buffer: np.ndarray, to: int) -> MpiRequest:
         """Start to send; see ``collective.transport.base``."""
-        return MpiRequest(self._communicator.Isend([byte_view(buffer), MPI.BYTE], to), self._patience)
+        return MpiRequest(self._communicator.Isend([byte_view(buffer), MPI.BYTE], to), self._patience, to)
 
     def receive(self, buffer: np.ndarray, source: int) -> MpiRequest:
         """Start to receive; see ``collective.transport.base``."""
         request = self._communicator.Irecv([byte_view(buffer), MPI.BYTE], source)
-        return MpiRequest(request, self._patience, buffer.nbytes)
+        return MpiRequest(request, self._patience, source, buffer.nbytes)
 
     def hosts(self) -> list[str]:
         """The host name of every rank, in rank order; called by all ranks."""

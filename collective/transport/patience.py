@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
+from collective.errors import TransportError
 from collective.log import logger
 
 # Seconds for which a wait only yields the core. Sleeping costs some 50 us of delay, too much for a short message; a
@@ -16,18 +17,27 @@ LONGEST_SLEEP = 1e-3
 
 
 class Patience:
-    """Waits until something has come, and says so when it takes too long.
+    """Waits until something has come, says so when it takes long, and gives up when it takes too long.
 
     Args:
         stall_seconds: Seconds after which a wait is reported on the log; 0: never.
+        timeout_seconds: Seconds after which a wait is an error; 0: never.
     """
 
-    def __init__(self, stall_seconds: float) -> None:
-        self.stall_seconds = stall_seconds
-        self.operation: object = "an operation"  # what the warning says; made a text only then
+    def __init__(self, stall_seconds: float, timeout_seconds: float = 0) -> None:
+        self.stall_seconds, self.timeout_seconds = stall_seconds, timeout_seconds
+        self.operation: object = "an operation"  # what messages say; made a text only then
 
-    def wait(self, test: Callable[[], bool]) -> None:
-        """Return once ``test()`` is true."""
+    def wait(self, test: Callable[[], bool], whom: Callable[[], str] = lambda: "other ranks") -> None:
+        """Return once ``test()`` is true.
+
+        Args:
+            test: Is asked again and again.
+            whom: Says for whom this rank waits.
+
+        Raises:
+            TransportError: when the time is over.
+        """
         for _ in range(20):
             if test():
                 return
@@ -41,8 +51,12 @@ class Patience:
             time.sleep(min(waited * SLEEP_SHARE, LONGEST_SLEEP))
             if waited > report_at:
                 logger.warning(
-                    "%s has waited %.0f s for other ranks. One of them is late, has stopped, or never calls it.",
-                    self.operation,
-                    waited,
+                    "%s has waited %.0f s for %s: late, stopped, or never calling it.", self.operation, waited, whom()
                 )
                 report_at *= 2
+            if self.timeout_seconds and waited > self.timeout_seconds:
+                raise TransportError(
+                    f"every rank takes part within {self.timeout_seconds:g} s",
+                    received=f"{self.operation} has waited {waited:.0f} s for {whom()}",
+                    fix="Look why it is late or has stopped; COLLECTIVE_TIMEOUT_SECONDS allows more time",
+                )

@@ -24,36 +24,53 @@ def flag_bytes(size: int) -> int:
 class SharedMemory:
     """A segment and flags that ``size`` ranks of one host share.
 
+    A rank that sets its flag tells the others that what it wrote to ``data`` before is there for them. That order is
+    the processor's: x86 keeps stores in order, and a segment is made on no other (``segment``).
+
     Attributes:
         rank: Number of this rank among those that share.
         size: Their number.
         data: uint8 array, the same memory on all ranks; zeros at first.
+        flags: All flags, int64; written by their owner only.
+        places: ``places[kind][rank]`` is where the flag of a rank lies in ``flags``.
     """
 
     def __init__(self, rank: int, size: int, memory: mmap.mmap | bytearray, patience: Patience) -> None:
         self.rank, self.size = rank, size
         flags = flag_bytes(size)
+        self.flags = memoryview(memory)[:flags].cast("q")
         # One flag a cache line: a rank that writes its own doesn't disturb those that read another's.
-        self._flags = memoryview(memory)[:flags].cast("q")
+        line = CACHE_LINE // 8
+        self.places = [[(kind * size + other) * line for other in range(size)] for kind in range(FLAG_KINDS)]
         self._patience = patience
         self._spins = SPINS if size <= len(os.sched_getaffinity(0)) else 20
+        self._memory = memory
         self.data = np.frombuffer(memory, np.uint8, offset=flags)
 
+    def part(self, start: int, length: int) -> np.ndarray:
+        """Bytes of ``data`` as an array that is the base of all views of it, so that a weak reference tells of them."""
+        return np.frombuffer(self._memory, np.uint8, length, flag_bytes(self.size) + start)
+
     def set_flag(self, kind: int, value: int) -> None:
-        """Tell the others that this rank has come to ``value``; what it wrote to ``data`` before is there for them.
+        """Tell the others that this rank has come to ``value``."""
+        self.flags[self.places[kind][self.rank]] = value
 
-        That order is the processor's: x86 keeps stores in order, and a segment is made on no other (``segment``).
-        """
-        self._flags[(kind * self.size + self.rank) * CACHE_LINE // 8] = value
-
-    def flag(self, kind: int, rank: int | None = None) -> int:
-        """What ``rank`` has come to; None: this rank."""
-        return self._flags[(kind * self.size + (self.rank if rank is None else rank)) * CACHE_LINE // 8]
+    def flag(self, kind: int) -> int:
+        """What this rank has come to."""
+        return self.flags[self.places[kind][self.rank]]
 
     def wait_flag(self, kind: int, rank: int, value: int) -> None:
-        """Return once ``rank`` has come to ``value`` or further: what it wrote to ``data`` before is there."""
-        flags, place = self._flags, (kind * self.size + rank) * CACHE_LINE // 8
+        """Return once ``rank`` has come to ``value`` or further: what it wrote to ``data`` before is there.
+
+        Raises:
+            TransportError: when it doesn't come in time; it names the rank.
+        """
+        flags, place = self.flags, self.places[kind][rank]
         for _ in range(self._spins):
             if flags[place] >= value:
                 return
-        self._patience.wait(lambda: flags[place] >= value)
+        self._patience.wait(lambda: flags[place] >= value, lambda: self._late(kind, value))
+
+    def _late(self, kind: int, value: int) -> str:
+        late = [rank for rank in range(self.size) if self.flags[self.places[kind][rank]] < value]
+        return f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))} of the {self.size} on this host"

@@ -72,22 +72,23 @@ def test_a_thousand_operations_in_a_row_stay_right(rank, size):
         assert (result == size * (size - 1) / 2).all()
 
 
-def test_the_measured_size_is_kept_for_the_next_job(rank, size, monkeypatch, tmp_path):
+def test_what_was_measured_is_kept_for_the_next_job(rank, size, monkeypatch, tmp_path):
     if size == 1 or collective.world.backend().name != "mpi":
         pytest.skip("one rank, or another's core, has nothing to choose")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     collective.shutdown()
     collective.init()
-    file = tmp_path / "collective" / "small-bytes.json"
+    file = tmp_path / "collective" / "crossovers.json"
     if rank == 0:
         ((place, found),) = json.loads(file.read_text()).items()
         assert f"{size} ranks" in place
-        assert found in (0, *(1024 * 4**power for power in range(7)))
-        file.write_text(json.dumps({place: 777}))
+        assert all(limit in [256 * 4**power for power in range(8)] for limit, _ in found)
+        assert {name for _, name in found} <= {"native", "exchange"}
+        file.write_text(json.dumps({place: [[777, "native"]]}))
     collective.shutdown()
     collective.init()
     if rank == 0:
-        assert list(json.loads(file.read_text()).values()) == [777]  # read, not measured again
+        assert list(json.loads(file.read_text()).values()) == [[[777, "native"]]]  # read, not measured again
         file.write_text("no JSON")
     collective.shutdown()
     collective.init()

@@ -1,0 +1,286 @@
+"""The kinds of operations: what each tells the other ranks, and how it is carried out once they agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from collective.algorithms import choice, exchange, pairwise
+from collective.algorithms.choice import EXCHANGE, LARGE, NATIVE
+from collective.algorithms.segments import even_bounds
+from collective.engine.calls import Call, Kinds, kinds
+from collective.engine.engine import Engine
+from collective.engine.fusion import Layout, buckets
+from collective.engine.matching import BUSY, agree, gather_counts
+from collective.engine.operation import Operation
+from collective.engine.ways import Alone, Bucketed, Exchanged, Joined, Resources, Way
+from collective.reduce_ops import ReduceOp
+from collective.reduction import Reduction, reduction_for
+
+
+class Plan(NamedTuple):
+    """How an all-reduce of certain arrays is carried out.
+
+    Attributes:
+        ways: Each with the places of its arrays.
+        detail: What the other ranks compare beside name, shapes and dtypes.
+    """
+
+    ways: list[tuple[Way, list[int]]]
+    detail: ReduceOp | str
+
+
+class AllReduce(Operation):
+    """Reduce each array over all ranks; its result is the list of results.
+
+    Args:
+        engine: Carries it out.
+        planner: Knows the ways.
+        arrays: C-contiguous; of any mixture of dtypes and shapes.
+        op: The reduce operation.
+        name: The name that matches it with the other ranks' calls.
+        in_place: Whether the results overwrite the arrays; else the arrays are only read, and the results are new.
+        wire: The dtype of floats on the wire; None: their own.
+    """
+
+    __slots__ = ("_arrays", "_plan", "_transport")
+
+    def __init__(
+        self,
+        engine: Engine,
+        planner: Planner,
+        arrays: Sequence[np.ndarray],
+        op: ReduceOp,
+        name: str,
+        in_place: bool,
+        wire: np.dtype | None,
+    ) -> None:
+        what = kinds(arrays)
+        self._arrays, self._plan = arrays, planner.plan(what, op, in_place, wire)
+        self._transport = planner.resources.transport
+        super().__init__(engine, Call("allreduce", name, what, self._plan.detail))
+
+    def publish(self) -> bool:
+        """See ``Operation``; what is reduced later is shown later."""
+        return any(way.publish([self._arrays[place] for place in places]) for way, places in self._plan.ways[:1])
+
+    def run(self, busy: bool) -> list[np.ndarray]:
+        """See ``Operation``."""
+        results = list(self._arrays)
+        for number, (way, places) in enumerate(self._plan.ways):
+            arrays = [self._arrays[place] for place in places]
+            if number and way.shows:
+                busy = agree(self._transport, BUSY if way.publish(arrays) else 0) > 0
+            for place, result in zip(places, way.run(arrays, busy), strict=True):
+                results[place] = result
+        return results
+
+
+class Planner:
+    """Decides how all-reduces are carried out, once for arrays of certain dtypes and shapes.
+
+    Args:
+        resources: What the ways use.
+        crossovers: Up to how many bytes which algorithm is the fastest; see ``tuning``.
+    """
+
+    # Programs have few: a plan for each step's gradients and metrics. One that changes shapes all the time starts anew.
+    MOST_PLANS = 1000
+
+    def __init__(self, resources: Resources, crossovers: Sequence[tuple[int, str]]) -> None:
+        self.resources, self._crossovers = resources, crossovers
+        self._plans: dict[tuple[Kinds, ReduceOp, bool, np.dtype | None], Plan] = {}
+
+    def plan(self, what: Kinds, op: ReduceOp, in_place: bool, wire: np.dtype | None) -> Plan:
+        """The plan for arrays of these kinds."""
+        key = (what, op, in_place, wire)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= self.MOST_PLANS:
+                self._plans.clear()
+            places: dict[np.dtype, list[int]] = {}
+            for place, (dtype, _) in enumerate(what):
+                places.setdefault(dtype, []).append(place)
+            ways = [way for alike in places.values() for way in self._ways(what, alike, op, in_place, wire)]
+            plan = self._plans[key] = Plan(ways, op if wire is None else f"{op} in {wire} on the wire")
+        return plan
+
+    def _ways(
+        self, what: Kinds, places: list[int], op: ReduceOp, in_place: bool, wire: np.dtype | None
+    ) -> list[tuple[Way, list[int]]]:
+        """The ways for the arrays at ``places``, which have one dtype."""
+        resources, settings = self.resources, self.resources.settings
+        dtype = what[places[0]][0]
+        reduction = reduction_for(op, dtype, resources.transport.size, *([wire] if wire else []))
+        sizes = [math.prod(what[place][1]) * dtype.itemsize for place in places]
+        # Inside a host all new results are joined, however large: they have to be copied anyway.
+        limit = 2**62 if resources.transport.shared and not (in_place or settings.algorithm) else settings.fusion_bytes
+        ways: list[tuple[Way, list[int]]] = []
+        for bucket in buckets(sizes, limit):
+            mine = [places[number] for number in bucket]
+            ways.append((self._way([what[place][1] for place in mine], reduction, in_place), mine))
+        return ways
+
+    def _way(self, shapes: list[tuple[int, ...]], reduction: Reduction, in_place: bool) -> Way:
+        resources, transport = self.resources, self.resources.transport
+        layout = Layout(shapes, reduction.dtype)
+        name = resources.settings.algorithm or self._fastest(layout.elements * reduction.dtype.itemsize, reduction)
+        if name == EXCHANGE:
+            return Exchanged(resources, layout, reduction, in_place)
+        all_reduce = choice.by_name(name, transport)
+        if in_place and len(shapes) == 1:
+            return Alone(resources, all_reduce, reduction)
+        if name == LARGE and transport.shared:
+            return Joined(resources, layout, reduction, in_place)
+        return Bucketed(resources, all_reduce, layout, reduction, in_place)
+
+    def _fastest(self, array_bytes: int, reduction: Reduction) -> str:
+        """The algorithm measured to be the fastest for so many bytes, of those that are possible."""
+        transport, native = self.resources.transport, self.resources.transport.native
+        impossible = set()
+        if native is None or not native.supports(reduction.op, reduction.dtype):
+            impossible.add(NATIVE)
+        if transport.shared is None or array_bytes > exchange.LARGEST:
+            impossible.add(EXCHANGE)
+        for limit, name in self._crossovers:
+            if array_bytes <= limit and name not in impossible:
+                return name
+        return LARGE
+
+
+class AllGather(Operation):
+    """Concatenate along axis 0; the first dimensions may differ."""
+
+    __slots__ = ("_array", "_resources")
+
+    def __init__(self, engine: Engine, resources: Resources, array: np.ndarray, name: str) -> None:
+        super().__init__(engine, Call("allgather", name, ((array.dtype, array.shape[1:]),)))
+        self._resources, self._array = resources, array
+
+    def run(self, busy: bool) -> np.ndarray:  # noqa: ARG002
+        """See ``Operation``."""
+        transport, array = self._resources.transport, self._array
+        row = array.shape[1:]
+        counts = gather_counts(transport, len(array))
+        gathered = np.empty((int(counts.sum()), *row), array.dtype)
+        rows = np.concatenate([[0], np.cumsum(counts)])
+        gathered[rows[transport.rank] : rows[transport.rank + 1]] = array
+        bounds = (rows * math.prod(row)).tolist()
+        choice.all_gather(transport, gathered.reshape(-1), bounds, self._resources.settings.segment_bytes)
+        return gathered
+
+
+class Broadcast(Operation):
+    """Overwrite each array with the root's; its result is the arrays."""
+
+    __slots__ = ("_arrays", "_resources", "_root")
+
+    def __init__(
+        self, engine: Engine, resources: Resources, arrays: Sequence[np.ndarray], root: int, name: str
+    ) -> None:
+        super().__init__(engine, Call("broadcast", name, kinds(arrays), root))
+        self._resources, self._arrays, self._root = resources, arrays, root
+
+    def run(self, busy: bool) -> list[np.ndarray]:  # noqa: ARG002
+        """See ``Operation``."""
+        places: dict[np.dtype, list[np.ndarray]] = {}
+        for array in self._arrays:
+            places.setdefault(array.dtype, []).append(array)
+        for alike in places.values():
+            sizes = [array.nbytes for array in alike]
+            for bucket in buckets(sizes, self._resources.settings.fusion_bytes):
+                self._send([alike[place] for place in bucket])
+        return list(self._arrays)
+
+    def _send(self, arrays: list[np.ndarray]) -> None:
+        transport, segment_bytes = self._resources.transport, self._resources.settings.segment_bytes
+        if len(arrays) == 1:
+            choice.broadcast(transport, arrays[0].reshape(-1), self._root, segment_bytes)
+            return
+        layout = Layout([array.shape for array in arrays], arrays[0].dtype)
+        flat = np.empty(layout.elements, arrays[0].dtype)
+        layout.pack(arrays, flat)
+        choice.broadcast(transport, flat, self._root, segment_bytes)
+        layout.unpack(flat, arrays)
+
+
+class ReduceScatter(Operation):
+    """Reduce and return this rank's rows; the array given is left with partial results."""
+
+    __slots__ = ("_array", "_op", "_resources")
+
+    def __init__(self, engine: Engine, resources: Resources, array: np.ndarray, op: ReduceOp, name: str) -> None:
+        super().__init__(engine, Call("reducescatter", name, kinds([array]), op))
+        self._resources, self._array, self._op = resources, array, op
+
+    def run(self, busy: bool) -> np.ndarray:  # noqa: ARG002
+        """See ``Operation``."""
+        transport, array = self._resources.transport, self._array
+        reduction = reduction_for(self._op, array.dtype, transport.size)
+        reduction.prepare(array.reshape(-1))
+        rows = even_bounds(len(array), transport.size)
+        row_size = math.prod(array.shape[1:])
+        bounds = [row * row_size for row in rows]
+        segment_bytes = self._resources.settings.segment_bytes
+        choice.reduce_scatter(transport, array.reshape(-1), bounds, reduction, segment_bytes)
+        return array[rows[transport.rank] : rows[transport.rank + 1]].copy()
+
+
+class AllToAll(Operation):
+    """Send ``splits[r]`` rows to each rank r; its result is the rows received and the count from each."""
+
+    __slots__ = ("_array", "_resources", "_splits")
+
+    def __init__(
+        self, engine: Engine, resources: Resources, array: np.ndarray, splits: Sequence[int], name: str
+    ) -> None:
+        super().__init__(engine, Call("alltoall", name, ((array.dtype, array.shape[1:]),)))
+        self._resources, self._array, self._splits = resources, array, splits
+
+    def run(self, busy: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
+        """See ``Operation``."""
+        transport, array = self._resources.transport, self._array
+        ones = [1] * transport.size
+        sent = np.asarray(self._splits, np.int64)
+        counts = np.empty(transport.size, np.int64)
+        pairwise.all_to_all(transport, _pieces(sent, ones, 1), _pieces(counts, ones, 1))
+        received = np.empty((int(counts.sum()), *array.shape[1:]), array.dtype)
+        width = math.prod(array.shape[1:])
+        outgoing, incoming = _pieces(array, sent.tolist(), width), _pieces(received, counts.tolist(), width)
+        pairwise.all_to_all(transport, outgoing, incoming)
+        return received, counts
+
+
+class Empty(Operation):
+    """A new array, in memory that the ranks share if they can."""
+
+    __slots__ = ("_dtype", "_resources", "_shape")
+
+    def __init__(
+        self, engine: Engine, resources: Resources, shape: tuple[int, ...], dtype: np.dtype, name: str
+    ) -> None:
+        super().__init__(engine, Call("empty", name, ((dtype, shape),)))
+        self._resources, self._shape, self._dtype = resources, shape, dtype
+
+    def run(self, busy: bool) -> np.ndarray:  # noqa: ARG002
+        """See ``Operation``."""
+        return self._resources.residents.empty(self._shape, self._dtype)
+
+
+class Meeting(Operation):
+    """An operation that is over once every rank has come: to agree is to wait for all."""
+
+    __slots__ = ()
+
+    def run(self, busy: bool) -> None:
+        """See ``Operation``."""
+
+
+def _pieces(array: np.ndarray, rows: Sequence[int], width: int) -> list[np.ndarray]:
+    """Flat views of ``rows[r]`` rows of ``width`` elements each, one after the other."""
+    flat = array.reshape(-1)
+    ends = (np.cumsum(rows) * width).tolist()
+    return [flat[end - count * width : end] for end, count in zip(ends, rows, strict=True)]

@@ -1,0 +1,206 @@
+"""The ways in which arrays of one dtype are reduced together: what is copied where, before and after the algorithm.
+
+A way is made once for arrays of certain shapes and used again in every step. Between ``publish`` and ``run`` it keeps
+what it found; an engine carries out one operation at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from collective.algorithms import choice, exchange, resident, words
+from collective.algorithms.choice import AllReduce
+from collective.engine.arena import Arena
+from collective.engine.fusion import Layout
+from collective.engine.residents import Residents
+from collective.reduce_ops import Average, Sum
+from collective.reduction import Reduction, reduction_for
+from collective.settings import Settings
+from collective.transport.base import Transport
+from collective.transport.patience import Patience
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What the operations of one engine use.
+
+    Attributes:
+        transport: The ranks.
+        settings: Sizes of segments and buckets.
+        arena: Shared memory for results.
+        residents: The user's arrays in shared memory.
+        small: uint8[2, size, exchange.LARGEST] in shared memory, for ``exchange``; None: there is none.
+    """
+
+    transport: Transport
+    settings: Settings
+    arena: Arena
+    residents: Residents
+    small: np.ndarray | None
+
+    @classmethod
+    def for_transport(cls, transport: Transport, settings: Settings, patience: Patience) -> Resources:
+        """Make what operations need; called by all ranks."""
+        residents = Residents(transport, patience)
+        small = residents.make(2 * transport.size * exchange.LARGEST)
+        shown = None if small is None else small.data.reshape(2, transport.size, exchange.LARGEST)
+        return cls(transport, settings, Arena(transport.size, residents.make), residents, shown)
+
+
+class Way(Protocol):
+    """How some arrays of one dtype are reduced.
+
+    Attributes:
+        shows: Whether ``publish`` shows anything, so that the ranks have to meet between it and ``run``.
+    """
+
+    shows: bool
+
+    def publish(self, arrays: Sequence[np.ndarray]) -> bool:
+        """Show this rank's values; returns whether this rank is busy. See ``Operation.publish``."""
+
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:
+        """Reduce and return the results: the arrays themselves where the way works in place, else new ones."""
+
+
+class Exchanged:
+    """Small arrays inside a host: shown to all, reduced by all; see ``exchange``."""
+
+    shows = True
+
+    def __init__(self, resources: Resources, layout: Layout, reduction: Reduction, in_place: bool) -> None:
+        assert resources.small is not None and resources.transport.shared is not None  # noqa: S101, PT018  # looked before
+        self._regions, self._memory = resources.small, resources.transport.shared
+        self._layout, self._reduction, self._in_place = layout, reduction, in_place
+        length = layout.elements * reduction.dtype.itemsize
+        # shown[turn][rank]: what a rank shows, as a flat array.
+        self._shown = [[row[:length].view(reduction.dtype) for row in region] for region in resources.small]
+        self._turn = 0
+
+    def publish(self, arrays: Sequence[np.ndarray]) -> bool:
+        """See ``Way``."""
+        self._turn = words.turn(self._memory)
+        mine = self._shown[self._turn][self._memory.rank]
+        self._layout.pack(arrays, mine)
+        self._reduction.prepare(mine)
+        return False
+
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:  # noqa: ARG002
+        """See ``Way``."""
+        alone = self._in_place and len(arrays) == 1
+        flat = arrays[0].reshape(-1) if alone else np.empty(self._layout.elements, self._reduction.dtype)
+        exchange.reduce(self._shown[self._turn], flat, self._reduction)
+        if alone:
+            return list(arrays)
+        if not self._in_place:
+            return self._layout.views(flat)
+        self._layout.unpack(flat, arrays)
+        return list(arrays)
+
+
+class Joined:
+    """Arrays inside a host that are joined in the arena, reduced there, and handed back as views of it."""
+
+    shows = True
+
+    def __init__(self, resources: Resources, layout: Layout, reduction: Reduction, in_place: bool) -> None:
+        self._arena, self._layout, self._in_place = resources.arena, layout, in_place
+        self._bytes = layout.elements * reduction.dtype.itemsize
+        self._dtype = reduction.dtype
+        self._reduction: Reduction = reduction
+        self._factor: float | None = None
+        self._instead = Bucketed(resources, choice.large, layout, reduction, in_place)
+        if reduction.op is Average and reduction.dtype.kind == "f" and reduction.dtype.itemsize >= 4:
+            # Divided while it is packed: one pass over the memory less.
+            self._factor = 1 / resources.transport.size
+            self._reduction = reduction_for(Sum, reduction.dtype, resources.transport.size)
+        self._start = -1
+
+    def publish(self, arrays: Sequence[np.ndarray]) -> bool:
+        """See ``Way``."""
+        self._start = self._arena.next_place(self._bytes)
+        if self._start < 0 or not self._arena.is_free(self._start, self._bytes):
+            return True
+        self._pack(arrays)
+        return False
+
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:
+        """See ``Way``."""
+        if busy:
+            if not self._arena.grow(self._bytes):
+                return self._instead.run(arrays, busy)
+            self._start = 0
+            self._pack(arrays)
+        memory = self._arena.memory
+        assert memory is not None  # noqa: S101  # else the arena didn't grow
+        if busy:
+            resident.meet(memory)
+        rows = [row.view(self._dtype) for row in self._arena.take(self._start, self._bytes)]
+        resident.all_reduce(memory, rows, self._reduction)
+        if not self._in_place:
+            return self._layout.views(rows[memory.rank])
+        self._layout.unpack(rows[memory.rank], arrays)
+        return list(arrays)
+
+    def _pack(self, arrays: Sequence[np.ndarray]) -> None:
+        mine = self._arena.row(self._start, self._bytes).view(self._dtype)
+        self._layout.pack(arrays, mine, self._factor)
+        self._reduction.prepare(mine)
+
+
+class Bucketed:
+    """Arrays that are joined in private memory, and go through an algorithm like a single one."""
+
+    shows = False
+
+    def __init__(
+        self, resources: Resources, all_reduce: AllReduce, layout: Layout, reduction: Reduction, in_place: bool
+    ) -> None:
+        self._resources, self._all_reduce = resources, all_reduce
+        self._layout, self._reduction, self._in_place = layout, reduction, in_place
+
+    def publish(self, arrays: Sequence[np.ndarray]) -> bool:  # noqa: ARG002
+        """See ``Way``."""
+        return False
+
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:  # noqa: ARG002
+        """See ``Way``."""
+        flat = np.empty(self._layout.elements, self._reduction.dtype)
+        self._layout.pack(arrays, flat)
+        self._reduction.prepare(flat)
+        self._all_reduce(self._resources.transport, flat, self._reduction, self._resources.settings.segment_bytes)
+        if not self._in_place:
+            return self._layout.views(flat)
+        self._layout.unpack(flat, arrays)
+        return list(arrays)
+
+
+class Alone:
+    """One array, reduced where it lies."""
+
+    shows = False
+
+    def __init__(self, resources: Resources, all_reduce: AllReduce, reduction: Reduction) -> None:
+        self._resources, self._all_reduce, self._reduction = resources, all_reduce, reduction
+
+    def publish(self, arrays: Sequence[np.ndarray]) -> bool:  # noqa: ARG002
+        """See ``Way``."""
+        return False
+
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:  # noqa: ARG002
+        """See ``Way``."""
+        (array,) = arrays
+        flat = array.reshape(-1)
+        memory = self._resources.residents.memory_of(array)
+        self._reduction.prepare(flat)
+        if memory is None:
+            self._all_reduce(self._resources.transport, flat, self._reduction, self._resources.settings.segment_bytes)
+        else:
+            resident.meet(memory)
+            areas = [area[: flat.size] for area in resident.areas(memory, flat.dtype)]
+            resident.all_reduce(memory, areas, self._reduction)
+        return [array]
