@@ -6,15 +6,19 @@ Importing it loads NumPy and nothing heavier; MPI starts with ``init()``.
 
 from collective.collectives import Handle as Handle
 from collective.collectives import allgather as allgather
+from collective.collectives import allgather_async as allgather_async
 from collective.collectives import allreduce as allreduce
 from collective.collectives import allreduce_async as allreduce_async
 from collective.collectives import alltoall as alltoall
+from collective.collectives import alltoall_async as alltoall_async
 from collective.collectives import barrier as barrier
 from collective.collectives import broadcast as broadcast
+from collective.collectives import broadcast_async as broadcast_async
 from collective.collectives import empty as empty
 from collective.collectives import grouped_allreduce as grouped_allreduce
 from collective.collectives import grouped_allreduce_async as grouped_allreduce_async
 from collective.collectives import reducescatter as reducescatter
+from collective.collectives import reducescatter_async as reducescatter_async
 from collective.compression import Compression as Compression
 from collective.objects import allgather_object as allgather_object
 from collective.objects import broadcast_object as broadcast_object

@@ -32,7 +32,7 @@ class Handle(Generic[Result]):
 
     __slots__ = ("_deliver", "_operation")
 
-    def __init__(self, operation: Operation, deliver: Callable[[Any], Result]) -> None:
+    def __init__(self, operation: Operation, deliver: Callable[[Any], Result] | None = None) -> None:
         self._operation, self._deliver = operation, deliver
 
     def wait(self) -> Result:
@@ -41,7 +41,8 @@ class Handle(Generic[Result]):
         Raises:
             MismatchError: on every rank, when names, shapes, dtypes or operations differ.
         """
-        return self._deliver(self._operation.wait())
+        result = self._operation.wait()
+        return self._deliver(result) if self._deliver else result
 
     def done(self) -> bool:
         """Tell whether ``wait`` would return at once."""
@@ -211,9 +212,18 @@ def allgather(array: npt.ArrayLike, *, name: str | None = None) -> Array:
     Cost per rank:
         N-1 messages (ring), (N-1) x bytes, beside 8 bytes a rank for the numbers of rows.
     """
+    return _allgather(array, name).wait()
+
+
+def allgather_async(array: npt.ArrayLike, *, name: str | None = None) -> Handle[Array]:
+    """Begin ``allgather`` and return at once; see ``allreduce_async``."""
+    return _allgather(array, name)._started()
+
+
+def _allgather(array: npt.ArrayLike, name: str | None) -> Handle[Array]:
     with _Checks("allgather", name) as checks:
         source = np.ascontiguousarray(_native_array(array, least_dimensions=1))
-    return checks.backend.allgather(source, checks.label).wait()
+    return Handle(checks.backend.allgather(source, checks.label))
 
 
 def broadcast(array: npt.ArrayLike, root_rank: int, *, name: str | None = None, out: Array | None = None) -> Array:
@@ -235,11 +245,22 @@ def broadcast(array: npt.ArrayLike, root_rank: int, *, name: str | None = None, 
     Cost:
         Each rank but the root receives the bytes once; the root sends log2 N x bytes (binomial tree).
     """
+    return _broadcast(array, root_rank, name, out).wait()
+
+
+def broadcast_async(
+    array: npt.ArrayLike, root_rank: int, *, name: str | None = None, out: Array | None = None
+) -> Handle[Array]:
+    """Begin ``broadcast`` and return at once; see ``allreduce_async``."""
+    return _broadcast(array, root_rank, name, out)._started()
+
+
+def _broadcast(array: npt.ArrayLike, root_rank: int, name: str | None, out: Array | None) -> Handle[Array]:
     with _Checks("broadcast", name) as checks:
         _check_root(root_rank, checks.backend.topology.size)
         work = _writable(_native_array(array), out)
-    checks.backend.broadcast((work,), root_rank, checks.label).wait()
-    return _deliver(work, out)
+    operation = checks.backend.broadcast((work,), root_rank, checks.label)
+    return Handle(operation, lambda results: _deliver(results[0], out))
 
 
 def grouped_broadcast(
@@ -277,11 +298,20 @@ def reducescatter(array: npt.ArrayLike, op: ReduceOp = Average, *, name: str | N
     Cost per rank:
         N-1 messages, (N-1)/N x bytes (ring).
     """
+    return _reducescatter(array, op, name).wait()
+
+
+def reducescatter_async(array: npt.ArrayLike, op: ReduceOp = Average, *, name: str | None = None) -> Handle[Array]:
+    """Begin ``reducescatter`` and return at once; see ``allreduce_async``."""
+    return _reducescatter(array, op, name)._started()
+
+
+def _reducescatter(array: npt.ArrayLike, op: ReduceOp, name: str | None) -> Handle[Array]:
     with _Checks("reducescatter", name) as checks:
         source = _native_array(array, least_dimensions=1)
         _check_op(op, source.dtype, checks.backend.topology.size)
         work = np.array(source, order="C", copy=True)
-    return checks.backend.reducescatter(work, op, checks.label).wait()
+    return Handle(checks.backend.reducescatter(work, op, checks.label))
 
 
 def alltoall(
@@ -304,11 +334,24 @@ def alltoall(
     Cost per rank:
         2(N-1) messages, (N-1)/N x bytes (pairwise exchange).
     """
+    return _alltoall(array, splits, name).wait()
+
+
+def alltoall_async(
+    array: npt.ArrayLike, splits: Sequence[int] | Array | None = None, *, name: str | None = None
+) -> Handle[Array | tuple[Array, Array]]:
+    """Begin ``alltoall`` and return at once; see ``allreduce_async``."""
+    return _alltoall(array, splits, name)._started()
+
+
+def _alltoall(
+    array: npt.ArrayLike, splits: Sequence[int] | Array | None, name: str | None
+) -> Handle[Array | tuple[Array, Array]]:
     with _Checks("alltoall", name) as checks:
         source = np.ascontiguousarray(_native_array(array, least_dimensions=1))
         rows = _checked_splits(splits, len(source), checks.backend.topology.size)
-    received, counts = checks.backend.alltoall(source, rows, checks.label).wait()
-    return received if splits is None else (received, counts)
+    operation = checks.backend.alltoall(source, rows, checks.label)
+    return Handle(operation, lambda result: result if splits is not None else result[0])
 
 
 def barrier(*, name: str | None = None) -> None:

@@ -24,7 +24,7 @@ ALL_REDUCE: dict[str, AllReduce] = {
 }
 
 
-# What is chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), or what carries most bytes.
+# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), or what carries the most bytes.
 NATIVE, EXCHANGE, LARGE = "native", "exchange", "large"
 
 
