@@ -5,6 +5,7 @@ from collective.collectives import allreduce as allreduce
 from collective.collectives import barrier as barrier
 from collective.collectives import broadcast as broadcast
 from collective.collectives import reducescatter as reducescatter
+from collective.compression import Compression as Compression
 from collective.keras import callbacks as callbacks
 from collective.keras.optimizer import DistributedOptimizer as DistributedOptimizer
 from collective.objects import allgather_object as allgather_object

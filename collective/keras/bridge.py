@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.reduce_ops import ReduceOp
 
@@ -21,9 +22,9 @@ from collective.tensorflow.gradients import reduce_gradients as tensorflow_reduc
 from collective.tensorflow.operations import broadcast_variables as tensorflow_broadcast_variables
 
 
-def reduce_gradients(gradients: Sequence[Any], op: ReduceOp) -> list[Any]:
+def reduce_gradients(gradients: Sequence[Any], op: ReduceOp, compression: Compression) -> list[Any]:
     """Reduce a step's gradients over all ranks; None stays None."""
-    return tensorflow_reduce_gradients(gradients, op)
+    return tensorflow_reduce_gradients(gradients, op, compression)
 
 
 def broadcast_variables(variables: Sequence[Any], root_rank: int) -> None:

@@ -1,6 +1,7 @@
 """The TensorFlow front end: collective operations on tensors, and gradients averaged over all ranks."""
 
 from collective.collectives import barrier as barrier
+from collective.compression import Compression as Compression
 from collective.objects import allgather_object as allgather_object
 from collective.objects import broadcast_object as broadcast_object
 from collective.reduce_ops import Average as Average

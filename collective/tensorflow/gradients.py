@@ -8,11 +8,14 @@ from typing import Any
 import tensorflow as tf
 
 from collective import world
+from collective.compression import Compression
 from collective.reduce_ops import Average, ReduceOp
 from collective.tensorflow.operations import allgather, grouped_allreduce
 
 
-def reduce_gradients(gradients: Sequence[Any], op: ReduceOp = Average) -> list[Any]:
+def reduce_gradients(
+    gradients: Sequence[Any], op: ReduceOp = Average, compression: Compression = Compression.none
+) -> list[Any]:
     """Reduce gradients over all ranks; called by all ranks with gradients of the same variables in the same order.
 
     Dense ones are reduced as one operation. Sparse ones (``tf.IndexedSlices``, from embeddings) are gathered: every
@@ -21,6 +24,7 @@ def reduce_gradients(gradients: Sequence[Any], op: ReduceOp = Average) -> list[A
     Args:
         gradients: Tensors, ``tf.IndexedSlices`` or None.
         op: ``Average`` or ``Sum``.
+        compression: How dense gradients travel between hosts.
 
     Returns:
         The reduced gradients in the order given.
@@ -33,7 +37,7 @@ def reduce_gradients(gradients: Sequence[Any], op: ReduceOp = Average) -> list[A
         return reduced
     dense = [place for place, gradient in enumerate(reduced) if _is_dense(gradient)]
     if dense:
-        together = grouped_allreduce([reduced[place] for place in dense], op, name="gradients")
+        together = grouped_allreduce([reduced[place] for place in dense], op, name="gradients", compression=compression)
         for place, gradient in zip(dense, together, strict=True):
             reduced[place] = gradient
     for place, gradient in enumerate(reduced):
@@ -59,6 +63,7 @@ class DistributedGradientTape:
     Args:
         tape: The tape that records; it may have recorded already.
         op: ``Average`` or ``Sum``.
+        compression: How dense gradients travel between hosts.
 
     Example::
 
@@ -67,8 +72,10 @@ class DistributedGradientTape:
         gradients = collective.tensorflow.DistributedGradientTape(tape).gradient(loss, model.trainable_variables)
     """
 
-    def __init__(self, tape: tf.GradientTape, op: ReduceOp = Average) -> None:
-        self._tape, self._op = tape, op
+    def __init__(
+        self, tape: tf.GradientTape, op: ReduceOp = Average, compression: Compression = Compression.none
+    ) -> None:
+        self._tape, self._op, self._compression = tape, op, compression
 
     def __enter__(self) -> DistributedGradientTape:
         self._tape.__enter__()
@@ -84,4 +91,4 @@ class DistributedGradientTape:
         """The gradient of ``target`` averaged over all ranks, in the structure of ``sources``; called by all ranks."""
         gradients = self._tape.gradient(target, sources, output_gradients, **options)
         flat = tf.nest.flatten(gradients, expand_composites=False)
-        return tf.nest.pack_sequence_as(gradients, reduce_gradients(flat, self._op))
+        return tf.nest.pack_sequence_as(gradients, reduce_gradients(flat, self._op, self._compression))

@@ -12,41 +12,67 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import ops as tf_ops
-from tensorflow.python.ops import control_flow_util
 
 from collective import collectives, world
+from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.reduce_ops import Average, ReduceOp, Sum
+from collective.tensorflow import overlap
+from collective.tensorflow.graph import call
 
 Gradient = Callable[..., Any]
 
 
-def allreduce(tensor: Any, op: ReduceOp = Average, *, name: str | None = None) -> tf.Tensor:
+def allreduce(
+    tensor: Any, op: ReduceOp = Average, *, name: str | None = None, compression: Compression = Compression.none
+) -> tf.Tensor:
     """Reduce tensors of one shape and dtype over all ranks. Its gradient is the same reduction (Average and Sum)."""
-    return _reduced([tensor], op, name, "allreduce")[0]
+
+    def reduce(array: np.ndarray) -> list[np.ndarray]:
+        return [collectives.allreduce(array, op, name=name, compression=compression)]
+
+    def forward(value: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+        def backward(upstream: tf.Tensor) -> tf.Tensor:
+            _check_differentiable(op)
+            return allreduce(upstream, op, name=name and f"{name}.gradient", compression=compression)
+
+        return call(reduce, [value], "allreduce", [value.shape])[0], backward
+
+    return _differentiable(forward, [tensor])
 
 
-def grouped_allreduce(tensors: Sequence[Any], op: ReduceOp = Average, *, name: str | None = None) -> list[tf.Tensor]:
-    """Reduce several tensors as one operation; small ones share messages."""
-    return _reduced(tensors, op, name, "grouped_allreduce")
+def grouped_allreduce(
+    tensors: Sequence[Any],
+    op: ReduceOp = Average,
+    *,
+    name: str | None = None,
+    compression: Compression = Compression.none,
+) -> list[tf.Tensor]:
+    """Reduce several tensors as one operation; small ones share messages. See ``allreduce``.
 
+    In a graph, and between hosts, they are sent as soon as they are there; see ``overlap``. Inside a host, where the
+    cores that would send are those that compute, they are reduced together in the fewest passes over the memory.
+    """
 
-def _reduced(tensors: Sequence[Any], op: ReduceOp, name: str | None, kind: str) -> list[tf.Tensor]:
+    def reduce(*arrays: np.ndarray) -> list[np.ndarray]:
+        return collectives.grouped_allreduce(arrays, op, name=name, compression=compression)
+
     def forward(*values: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
-        def run(*arrays: np.ndarray) -> list[np.ndarray]:
-            if kind == "allreduce":
-                return [collectives.allreduce(arrays[0], op, name=name)]
-            return collectives.grouped_allreduce(arrays, op, name=name)
-
         def backward(*upstream: tf.Tensor) -> list[tf.Tensor]:
-            if op not in (Average, Sum):
-                raise ArgumentError("the gradient of an all-reduce is defined for Average and Sum", received=f"op={op}")
-            return _reduced(upstream, op, name and f"{name}.gradient", kind)
+            _check_differentiable(op)
+            return grouped_allreduce(upstream, op, name=name and f"{name}.gradient", compression=compression)
 
-        return _call(run, values, kind, [value.shape for value in values]), backward
+        shapes = [value.shape for value in values]
+        if tf.executing_eagerly() or world.cross_size() == 1:
+            return call(reduce, values, "grouped_allreduce", shapes), backward
+        return overlap.all_reduce(values, op, name, compression), backward
 
     return list(_differentiable(forward, tensors))
+
+
+def _check_differentiable(op: ReduceOp) -> None:
+    if op not in (Average, Sum):
+        raise ArgumentError("the gradient of an all-reduce is defined for Average and Sum", received=f"op={op}")
 
 
 def allgather(tensor: Any, *, name: str | None = None) -> tf.Tensor:
@@ -62,7 +88,7 @@ def allgather(tensor: Any, *, name: str | None = None) -> tf.Tensor:
             total = allreduce(upstream, Sum, name=name and f"{name}.gradient")
             return total[start : start + counts[world.rank()]]
 
-        return _call(run, [value], "allgather", [[None, *value.shape[1:]]])[0], backward
+        return call(run, [value], "allgather", [[None, *value.shape[1:]]])[0], backward
 
     return _differentiable(forward, [tensor])
 
@@ -78,7 +104,7 @@ def broadcast(tensor: Any, root_rank: int, *, name: str | None = None) -> tf.Ten
             total = allreduce(upstream, Sum, name=name and f"{name}.gradient")
             return total if world.rank() == root_rank else tf.zeros_like(total)
 
-        return _call(run, [value], "broadcast", [value.shape])[0], backward
+        return call(run, [value], "broadcast", [value.shape])[0], backward
 
     return _differentiable(forward, [tensor])
 
@@ -94,7 +120,7 @@ def reducescatter(tensor: Any, op: ReduceOp = Average, *, name: str | None = Non
             gathered = allgather(upstream, name=name and f"{name}.gradient")
             return gathered / tf.cast(world.size(), gathered.dtype) if op is Average else gathered
 
-        return _call(run, [value], "reducescatter", [[None, *value.shape[1:]]])[0], backward
+        return call(run, [value], "reducescatter", [[None, *value.shape[1:]]])[0], backward
 
     return _differentiable(forward, [tensor])
 
@@ -111,7 +137,7 @@ def alltoall(tensor: Any, splits: Any = None, *, name: str | None = None) -> tf.
             return returned
 
         shapes = [[None, *value.shape[1:]], [world.size()]]
-        received, received_splits = _call(run, [value, counts], "alltoall", shapes, [value.dtype, tf.int64])
+        received, received_splits = call(run, [value, counts], "alltoall", shapes, [value.dtype, tf.int64])
         return (received, received_splits), backward
 
     tensor = tf.convert_to_tensor(tensor)
@@ -139,37 +165,10 @@ def broadcast_variables(variables: Sequence[Any], root_rank: int) -> None:
         return collectives.grouped_broadcast(arrays, root_rank, name="variables")
 
     values = [tf.convert_to_tensor(variable) for variable in variables]
-    received = _call(run, values, "broadcast_variables", [value.shape for value in values])
+    received = call(run, values, "broadcast_variables", [value.shape for value in values])
     for variable, value in zip(variables, received, strict=True):
         variable.assign(value)
 
 
 def _differentiable(forward: Callable[..., tuple[Any, Gradient]], tensors: Sequence[Any]) -> Any:
     return tf.custom_gradient(forward)(*[tf.convert_to_tensor(tensor) for tensor in tensors])
-
-
-def _call(
-    run: Callable[..., list[np.ndarray]],
-    tensors: Sequence[tf.Tensor],
-    operation: str,
-    shapes: Sequence[Any],
-    dtypes: Sequence[tf.DType] | None = None,
-) -> list[tf.Tensor]:
-    """Call ``run`` on the tensors' values: now, or whenever the graph under construction runs."""
-    world.backend(operation)
-    dtypes = dtypes or [tensor.dtype for tensor in tensors]
-    if tf.executing_eagerly():
-        results = run(*[tensor.numpy() for tensor in tensors])
-        return [tf.convert_to_tensor(result, dtype) for result, dtype in zip(results, dtypes, strict=True)]
-    if control_flow_util.GraphOrParentsInXlaContext(tf_ops.get_default_graph()):
-        raise ArgumentError(
-            "XLA can't hold a call to other processes",
-            received="jit_compile=True",
-            fix="Pass jit_compile=False to tf.function, or to model.compile",
-            operation=operation,
-            where=world.topology().where,
-        )
-    results = tf.numpy_function(run, tensors, dtypes, stateful=True)
-    for result, shape in zip(results, shapes, strict=True):
-        result.set_shape(shape)
-    return list(results)

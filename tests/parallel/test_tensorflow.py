@@ -7,7 +7,8 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 
 import collective
 import collective.tensorflow as ctf
-from collective import Average, Max, Sum
+from collective import Average, Compression, Max, Sum
+from collective.tensorflow import overlap
 
 MODES = {"eager": lambda function: function, "graph": tf.function}
 
@@ -159,3 +160,20 @@ def test_an_error_in_a_graph_tells_its_cause(rank, size):
     with pytest.raises(tf.errors.OpError, match="all ranks call the same operations"):
         mismatched(tf.ones(3 + (rank == 1)))
     assert ctf.allreduce(tf.ones(1), Sum).numpy() == [size]
+
+
+def test_tensors_sent_while_others_are_computed_are_reduced_like_those_sent_together(rank, size, same_on_all_ranks):
+    """Buckets begin in the graph one after the other; steps follow each other without a barrier."""
+    shapes = [(3,), (700, 500), (), (1000, 400), (2, 2), (300_000,)]
+
+    @tf.function(jit_compile=False)
+    def step(scale):
+        values = [tf.fill(shape, scale * (place + 1.0) + rank) for place, shape in enumerate(shapes)]
+        return overlap.all_reduce(values, Average, "gradients", Compression.none)
+
+    for number in range(4):
+        for place, (result, shape) in enumerate(zip(step(tf.constant(float(number))), shapes, strict=True)):
+            assert result.shape == shape
+            expected = number * (place + 1.0) + (size - 1) / 2
+            np.testing.assert_allclose(result, np.full(shape, expected), rtol=1e-6)
+            same_on_all_ranks(result.numpy())

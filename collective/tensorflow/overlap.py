@@ -1,0 +1,62 @@
+"""All-reduce tensors while the graph still computes others: what is computed meanwhile hides the wire.
+
+A small call for each bucket hands its tensors to the engine, which has a thread of its own, and returns at once; one
+call in the end collects the results. The calls are chained, so every rank hands over the buckets in the same order: the
+last tensors first, as backpropagation makes the gradients of the last layers first.
+
+Source: Li et al., "PyTorch distributed: experiences on accelerating data parallel training", VLDB 2020 (buckets in
+reverse order, the first ones on the wire while gradients are still computed).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from collective import collectives
+from collective.compression import Compression
+from collective.engine.fusion import reversed_buckets
+from collective.reduce_ops import ReduceOp
+from collective.tensorflow.graph import call
+
+# Operations without a name of the user's get one here: the engine's thread may carry them out in any order.
+NUMBERS = itertools.count(1)
+
+
+def all_reduce(
+    tensors: Sequence[tf.Tensor], op: ReduceOp, name: str | None, compression: Compression
+) -> list[tf.Tensor]:
+    """Reduce tensors over all ranks as they appear; for graphs. See ``grouped_allreduce``.
+
+    Cost of a step beside the bytes: an operation for each bucket.
+    """
+    name = name or f"overlapped.{next(NUMBERS)}"
+    places = reversed_buckets([(tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in tensors])
+    under_way: dict[int, collectives.Handle[list[np.ndarray]]] = {}
+
+    def submit(number: int) -> Callable[..., list[np.ndarray]]:
+        def run(*arrays: np.ndarray) -> list[np.ndarray]:
+            bucket = arrays[: len(places[number])]
+            under_way[number] = collectives.grouped_allreduce_async(
+                bucket, op, name=f"{name}.{number}", compression=compression
+            )
+            return [np.int64(number)]
+
+        return run
+
+    def collect(*_: np.ndarray) -> list[np.ndarray]:
+        results: dict[int, np.ndarray] = {}
+        for number in range(len(places)):
+            results.update(zip(places[number], under_way.pop(number).wait(), strict=True))
+        return [results[place] for place in range(len(tensors))]
+
+    turns: list[tf.Tensor] = []
+    for number, bucket in enumerate(places):
+        # The turn of the bucket before is an argument, so that the calls follow each other in every kind of graph.
+        inputs = [*(tensors[place] for place in bucket), *turns[-1:]]
+        turns += call(submit(number), inputs, "grouped_allreduce", [()], [tf.int64])
+    shapes = [tensor.shape for tensor in tensors]
+    return call(collect, turns, "grouped_allreduce", shapes, [tensor.dtype for tensor in tensors])
