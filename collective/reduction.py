@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
 
 InPlace = Callable[[np.ndarray], None]
 Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+Cast = Callable[[np.ndarray, np.ndarray], None]
 Total = Callable[[Sequence[np.ndarray], np.ndarray], None]
 
 UFUNCS: dict[ReduceOp, np.ufunc] = {
@@ -46,6 +47,26 @@ _scratch = _Scratch()
 
 
 @dataclasses.dataclass(frozen=True)
+class Wire:
+    """How values travel in half precision, while they are added in their own dtype.
+
+    An average is divided before it travels, so that half precision, which float16 leaves at 65,504, holds it.
+
+    Attributes:
+        dtype: What travels.
+        leave: ``leave(own, out)``: a rank's own values, as the first of a ring sends them.
+        join: ``join(arrived, own, out)``: what arrived and a rank's own values, as the next one is sent them; ``out``
+            may be ``arrived``.
+        read: ``read(arrived, out)``: the result in the dtype of the arrays.
+    """
+
+    dtype: np.dtype
+    leave: Cast
+    join: Combine
+    read: Cast
+
+
+@dataclasses.dataclass(frozen=True)
 class Reduction:
     """The arithmetic of one reduce operation.
 
@@ -59,6 +80,8 @@ class Reduction:
         total: ``total(parts, out)``; ``parts`` are the own values of all ranks, not prepared, and ``out`` may be the
             first of them. In half precision this reads each once and rounds once, where combining them one by one
             rounds each time.
+        wire: How the values travel between hosts, for the algorithms that can change their dtype on the way; None: as
+            they are. It takes the place of ``prepare``, ``combine`` and ``finish``.
     """
 
     op: ReduceOp
@@ -67,14 +90,21 @@ class Reduction:
     combine: Combine
     finish: InPlace
     total: Total
+    wire: Wire | None = None
 
 
 @functools.lru_cache(maxsize=256)
-def reduction_for(op: ReduceOp, dtype: np.dtype, size: int) -> Reduction:
+def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | None = None) -> Reduction:
     """Make the reduction of ``op`` for arrays of ``dtype`` on ``size`` ranks.
 
     Sums of integers wrap, sums of bools are "or", as NumPy's. The average of integers is the sum divided, without
     its fraction. Averages in half precision are divided before they are rounded, so that they can't overflow.
+
+    Args:
+        op: The operation.
+        dtype: The dtype of the arrays.
+        size: Number of ranks.
+        wire: A half precision dtype in which float32 and float64 may travel; other arrays travel as they are.
 
     Raises:
         ArgumentError: when ``op`` has no meaning for ``dtype``.
@@ -92,7 +122,10 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int) -> Reduction:
     if op is Average:
         finish = _division(size, _divide_integer if dtype.kind in "iu" else _divide_float)
     combine = _plain_combine(ufunc)
-    return Reduction(op, dtype, _nothing, combine, finish, _plain_total(combine, finish))
+    travels = None
+    if wire is not None and dtypes.is_half(wire) and dtype in (np.float32, np.float64):
+        travels = _wire(ufunc, size if op is Average else 1, dtype, wire)
+    return Reduction(op, dtype, _nothing, combine, finish, _plain_total(combine, finish), travels)
 
 
 def _nothing(values: np.ndarray) -> None:
@@ -152,8 +185,7 @@ def _widened_total(ufunc: np.ufunc, divisor: int) -> Total:
 
     @quiet
     def total(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
-        for start in range(0, out.size, halves.BLOCK):
-            block = slice(start, start + halves.BLOCK)
+        for block in _blocks(out):
             sums, others = _scratch.wide[:, : out[block].size]
             for number, part in enumerate(parts):
                 wide = others if number else sums
@@ -174,8 +206,7 @@ def _float16_sum(divisor: int) -> Total:
 
     @quiet
     def total(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
-        for start in range(0, out.size, halves.BLOCK):
-            block = slice(start, start + halves.BLOCK)
+        for block in _blocks(out):
             sums, others = _scratch.wide[:, : out[block].size]
             finite = halves.widen_scaled(parts[0][block], sums)
             for part in parts[1:]:
@@ -212,3 +243,49 @@ def _half_division(divisor: int, dtype: np.dtype) -> InPlace:
         average((values,), values)
 
     return divide
+
+
+def _wire(ufunc: np.ufunc, divisor: int, dtype: np.dtype, wire: np.dtype) -> Wire:
+    def read(arrived: np.ndarray, out: np.ndarray) -> None:
+        for block in _blocks(out):
+            wide = out[block] if dtype == np.float32 else _scratch.wide[0, : out[block].size]
+            halves.widen(arrived[block], wide)
+            if wide.dtype != dtype:
+                np.copyto(out[block], wide)
+
+    def write(values: np.ndarray, out: np.ndarray) -> None:
+        if dtype != np.float32:
+            np.copyto(_scratch.wide[0, : out.size], values, casting="same_kind")
+            values = _scratch.wide[0, : out.size]
+        halves.narrow(values, out)
+
+    @quiet
+    def leave(own: np.ndarray, out: np.ndarray) -> None:
+        for block in _blocks(out):
+            values = own[block]
+            if divisor != 1:
+                values = np.divide(values, dtype.type(divisor), out=_room(dtype, values.size))
+            write(values, out[block])
+
+    @quiet
+    def join(arrived: np.ndarray, own: np.ndarray, out: np.ndarray) -> None:
+        for block in _blocks(out):
+            values = own[block]
+            sums = _room(dtype, values.size)
+            if divisor != 1:
+                values = np.divide(values, dtype.type(divisor), out=sums)
+            others = _scratch.wide[0, : values.size]
+            halves.widen(arrived[block], others)
+            write(ufunc(others, values, out=sums), out[block])
+
+    return Wire(wire, leave, join, read)
+
+
+def _blocks(array: np.ndarray) -> Iterator[slice]:
+    for start in range(0, array.size, halves.BLOCK):
+        yield slice(start, start + halves.BLOCK)
+
+
+def _room(dtype: np.dtype, elements: int) -> np.ndarray:
+    """Memory for a block of values in their own dtype."""
+    return _scratch.wide[1, :elements] if dtype == np.float32 else np.empty(elements, dtype)

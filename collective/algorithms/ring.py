@@ -5,7 +5,9 @@ neighbour, adds its own values and passes it on; then each rank owns one chunk t
 N - 1 steps (all-gather) the finished chunks travel round the ring once more.
 
 A chunk is cut into segments, and a segment is forwarded at the moment it is added, not at the end of a step: adding
-overlaps receiving, and the links idle for one segment a hop instead of one chunk.
+overlaps receiving, and the links idle for one segment a hop instead of one chunk. So does the conversion of values that
+travel in half precision: a segment is narrowed just before it leaves and widened when it has arrived. All ranks, the
+one that added last included, take the result from what travelled, so they have the same bits.
 
 Sources: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 2009;
 the forwarding of segments as in pipelined rings (Chan et al., "Collective communication", CCPE 2007).
@@ -14,16 +16,19 @@ the forwarding of segments as in pipelined rings (Chan et al., "Collective commu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from collective.algorithms.segments import even_bounds, segment_count
+from collective.algorithms.segments import cut, even_bounds, like, segment_count
 from collective.reduction import Reduction
 from collective.transport.base import Request, Transport
 
 # Receives that are posted before their data is needed, so that the left neighbour never waits for us.
 AHEAD = 8
+
+# Called with the number of a chunk and of a segment of it.
+Notice = Callable[[int, int], None]
 
 
 def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
@@ -31,8 +36,8 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
 
     Cost per rank: 2(N-1)S messages of 2(N-1)/N x bytes in all, for S segments a chunk; bandwidth-optimal.
     """
-    size = transport.size
-    _rotate(transport, array, even_bounds(array.size, size), reduction, range(2 * (size - 1)), segment_bytes)
+    parts = _parts(array, even_bounds(array.size, transport.size), segment_bytes)
+    rotate(transport, parts, reduction, range(2 * (transport.size - 1)))
 
 
 def reduce_scatter(
@@ -42,7 +47,7 @@ def reduce_scatter(
 
     The rest of the array is left with partial results. Cost per rank: (N-1)S messages, (N-1)/N x bytes.
     """
-    _rotate(transport, array, bounds, reduction, range(transport.size - 1), segment_bytes)
+    rotate(transport, _parts(array, bounds, segment_bytes), reduction, range(transport.size - 1))
 
 
 def all_gather(transport: Transport, array: np.ndarray, bounds: Sequence[int], segment_bytes: int) -> None:
@@ -51,73 +56,108 @@ def all_gather(transport: Transport, array: np.ndarray, bounds: Sequence[int], s
     Cost per rank: (N-1)S messages, (N-1)/N x bytes. The parts may differ in length.
     """
     steps = range(transport.size - 1, 2 * (transport.size - 1))
-    _rotate(transport, array, bounds, None, steps, segment_bytes)
+    rotate(transport, _parts(array, bounds, segment_bytes), None, steps)
 
 
-def _rotate(
+def rotate(
     transport: Transport,
-    array: np.ndarray,
-    bounds: Sequence[int],
+    parts: Sequence[Sequence[np.ndarray]],
     reduction: Reduction | None,
     steps: range,
-    segment_bytes: int,
+    wanted: Notice | None = None,
+    final: Notice | None = None,
 ) -> None:
     """Run ``steps`` of the ring: in step s, chunk rank-1-s leaves to the right and chunk rank-2-s comes from the left.
 
     What arrives in one step is what leaves in the next. In the steps before N - 1 it is added to our own values on
     the way, afterwards it is final.
+
+    Args:
+        transport: The ranks, N of them.
+        parts: ``parts[c][n]`` is segment n of chunk c, for N chunks of the same number of segments.
+        reduction: How to add; None: there is nothing to add.
+        steps: Of 2(N - 1) steps, those to run.
+        wanted: Called before a segment of our own values is used.
+        final: Called when a segment holds the result.
     """
-    rank, size = transport.rank, transport.size
-    left, right = (rank - 1) % size, (rank + 1) % size
-    longest = max(stop - start for start, stop in itertools.pairwise(bounds))
-    count = segment_count(longest, array.itemsize, segment_bytes)
-    adding_steps = size - 1
-
-    def segment(chunk: int, number: int) -> np.ndarray:
-        return _segment(array, bounds, chunk % size, number, count)
-
-    arrivals = [(step, number) for step in steps for number in range(count)]
+    rank, size, count = transport.rank, transport.size, len(parts[0])
+    left, right, adding_steps = (rank - 1) % size, (rank + 1) % size, size - 1
+    wire = reduction.wire if reduction else None
+    moving = like(parts, wire.dtype) if wire else parts
+    arrivals = [((rank - 2 - step) % size, number, step) for step in steps for number in range(count)]
     ahead = min(AHEAD, adding_steps * count)  # no further than the sends that a receive has to wait for are known
-    pool = np.empty((ahead + 1, -(-longest // count)), array.dtype)
+    longest = max(part.size for chunk in moving for part in chunk)
+    pool = np.empty((ahead + 1, longest), moving[0][0].dtype)
     sends: list[Request] = []
     receives: list[tuple[Request, np.ndarray]] = []
 
     def post_receive(index: int) -> None:
-        step, number = arrivals[index]
-        target = segment(rank - 2 - step, number)
+        chunk, number, step = arrivals[index]
+        buffer = moving[chunk][number]
         if step < adding_steps:
-            buffer = pool[index % len(pool)][: target.size]
-        else:
+            buffer = pool[index % len(pool)][: buffer.size]
+        elif index >= adding_steps * count:
             # The final chunk lands where our partial one may still be leaving from: N - 1 steps earlier.
-            earlier = index - adding_steps * count
-            if earlier >= 0:
-                sends[earlier].wait()
-            buffer = target
+            sends[index - adding_steps * count].wait()
         receives.append((transport.receive(buffer, left), buffer))
 
-    if arrivals:
-        sends.extend(transport.send(segment(rank - 1 - steps[0], number), right) for number in range(count))
     for index in range(ahead):
         post_receive(index)
-    for index, (step, number) in enumerate(arrivals):
+    first = (rank - 1 - steps.start) % size
+    for number in range(count if arrivals else 0):
+        if wanted:
+            wanted(first, number)
+        if wire:
+            wire.leave(parts[first][number], moving[first][number])
+        sends.append(transport.send(moving[first][number], right))
+    for index, (chunk, number, step) in enumerate(arrivals):
+        own, moved = parts[chunk][number], moving[chunk][number]
+        if wanted and step < adding_steps:
+            wanted(chunk, number)  # while the message is on its way
         request, buffer = receives[index]
         request.wait()
-        target = segment(rank - 2 - step, number)
-        if step < adding_steps and reduction is not None:
+        if step < adding_steps and reduction:
             # The partial result came round from other ranks; each element is computed on one rank only.
-            reduction.combine(buffer, target, target)
-            if step == adding_steps - 1:
-                reduction.finish(target)
+            _add(reduction, buffer, own, moved, last=step == adding_steps - 1)
         if step + 1 < steps.stop:
-            sends.append(transport.send(target, right))
+            sends.append(transport.send(moved, right))
         if index + ahead < len(arrivals):
             post_receive(index + ahead)
+        if step >= adding_steps - 1:
+            if wire:
+                wire.read(moved, own)
+            if final:
+                final(chunk, number)
     for request in sends:
         request.wait()
 
 
-def _segment(array: np.ndarray, bounds: Sequence[int], chunk: int, number: int, count: int) -> np.ndarray:
-    """Part ``number`` of the ``count`` parts of a chunk; a view."""
-    start, stop = bounds[chunk], bounds[chunk + 1]
-    cuts = even_bounds(stop - start, count)
-    return array[start + cuts[number] : start + cuts[number + 1]]
+def follow(rank: int, size: int, count: int, wanted: Notice, final: Notice) -> None:
+    """Make the calls that ``rotate`` makes on ``rank`` of ``size`` in a whole all-reduce, in the same order.
+
+    For a rank that sends nothing itself but works for one that does; ``count`` is the number of segments a chunk.
+    """
+    for number in range(count):
+        wanted((rank - 1) % size, number)
+    for step, number in itertools.product(range(2 * (size - 1)), range(count)):
+        chunk = (rank - 2 - step) % size
+        if step < size - 1:
+            wanted(chunk, number)
+        if step >= size - 2:
+            final(chunk, number)
+
+
+def _add(reduction: Reduction, arrived: np.ndarray, own: np.ndarray, moved: np.ndarray, last: bool) -> None:
+    if reduction.wire:
+        reduction.wire.join(arrived, own, moved)
+        return
+    reduction.combine(arrived, own, own)
+    if last:
+        reduction.finish(own)
+
+
+def _parts(array: np.ndarray, bounds: Sequence[int], segment_bytes: int) -> list[list[np.ndarray]]:
+    """The segments of each chunk; every chunk has as many as the longest one needs."""
+    longest = max(stop - start for start, stop in itertools.pairwise(bounds))
+    count = segment_count(longest, array.itemsize, segment_bytes)
+    return [cut(array[start:stop], count) for start, stop in itertools.pairwise(bounds)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,7 +22,24 @@ def segment_count(elements: int, itemsize: int, segment_bytes: int) -> int:
     return max(1, -(-elements * itemsize // segment_bytes))
 
 
+def cut(array: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Views of ``parts`` parts of a flat ``array``, in order."""
+    return [array[start:stop] for start, stop in itertools.pairwise(even_bounds(array.size, parts))]
+
+
 def segments(array: np.ndarray, segment_bytes: int) -> list[np.ndarray]:
     """Views of a flat ``array`` in order, each of about ``segment_bytes`` bytes at most; an empty array has one."""
-    bounds = even_bounds(array.size, segment_count(array.size, array.itemsize, segment_bytes))
-    return [array[start:stop] for start, stop in itertools.pairwise(bounds)]
+    return cut(array, segment_count(array.size, array.itemsize, segment_bytes))
+
+
+def like(parts: Sequence[Sequence[np.ndarray]], dtype: np.dtype) -> list[list[np.ndarray]]:
+    """New arrays of ``dtype`` of the lengths of ``parts``, in one piece of memory."""
+    memory = np.empty(sum(part.size for chunk in parts for part in chunk), dtype)
+    start = 0
+    result: list[list[np.ndarray]] = []
+    for chunk in parts:
+        result.append([])
+        for part in chunk:
+            result[-1].append(memory[start : start + part.size])
+            start += part.size
+    return result

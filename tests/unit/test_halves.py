@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collective import halves
+from collective.algorithms import ring
+from collective.algorithms.segments import even_bounds
 from collective.reduce_ops import Average, Max, Min, Product, Sum
 from collective.reduction import reduction_for
+from collective.transport.memory import run_ranks
 
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 ALL = np.arange(1 << 16, dtype=np.uint16)
@@ -183,3 +186,91 @@ def test_threads_do_not_share_their_scratch():
         thread.join()
     for half, out in zip(inputs, outputs, strict=True):
         np.testing.assert_array_equal(out, half + half)
+
+
+UFUNCS = {Sum: np.add, Average: np.add, Min: np.minimum, Max: np.maximum, Product: np.multiply}
+
+
+@pytest.mark.parametrize("wire", HALVES)
+@settings(max_examples=120, deadline=None)
+@given(
+    size=st.integers(1, 9),
+    calls=st.lists(
+        st.tuples(st.integers(0, 700), st.sampled_from(["f4", "f8"]), st.sampled_from(list(UFUNCS)), st.booleans()),
+        min_size=1,
+        max_size=4,
+    ),
+    segment=st.sampled_from([64, 96, 1000, 1 << 20]),
+    seed=st.integers(0, 99),
+)
+def test_the_ring_with_halves_on_the_wire(wire, size, calls, segment, seed):
+    """Close to the exact result, the same bits on all ranks, and after one with or without a wire of its own."""
+
+    def values(rank, number):
+        length, dtype, *_ = calls[number]
+        return np.random.default_rng([seed, number, rank]).standard_normal(length).astype(dtype)
+
+    def one_rank(transport):
+        results = []
+        for number, (_, dtype, op, compressed) in enumerate(calls):
+            array = values(transport.rank, number)
+            reduction = reduction_for(op, np.dtype(dtype), size, wire if compressed else None)
+            ring.all_reduce(transport, array, reduction, segment)
+            results.append(array)
+        return results
+
+    results = run_ranks(size, one_rank)
+    for number, (_, dtype, op, compressed) in enumerate(calls):
+        inputs = [values(rank, number).astype(np.float64) for rank in range(size)]
+        expected = UFUNCS[op].reduce(inputs) / (size if op is Average else 1)
+        result = results[0][number]
+        assert result.dtype == dtype
+        assert all(other[number].tobytes() == result.tobytes() for other in results)
+        tolerance = 1e-4 if not compressed or size == 1 else size * 2.0 ** (-8 if wire == np.float16 else -6)
+        np.testing.assert_allclose(result, expected, rtol=tolerance, atol=tolerance)
+        if compressed and size > 1:
+            np.testing.assert_array_equal(result, result.astype(wire).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_average_on_a_float16_wire_does_not_overflow(dtype):
+    def one_rank(transport):
+        array = np.full(10, 65504.0 * (1 - transport.rank / 8), dtype)
+        ring.all_reduce(transport, array, reduction_for(Average, array.dtype, 4, np.dtype(np.float16)), 64)
+        return array
+
+    for result in run_ranks(4, one_rank):
+        np.testing.assert_allclose(result, 65504 * (1 - 1.5 / 8), rtol=2e-3)
+
+
+def test_only_wide_floats_are_sent_as_halves():
+    for dtype in (np.int32, np.float16, ml_dtypes.bfloat16, np.complex64):
+        assert reduction_for(Sum, np.dtype(dtype), 2, HALVES[0]).wire is None
+    assert reduction_for(Sum, np.dtype(np.float32), 2, np.dtype(np.float32)).wire is None
+    assert reduction_for(Sum, np.dtype(np.float32), 2, HALVES[1]).wire.dtype == HALVES[1]
+
+
+def test_longer_segments_than_a_block_on_the_wire():
+    inputs = np.random.default_rng(4).standard_normal((2, 5 * halves.BLOCK + 3))
+
+    def one_rank(transport):
+        array = inputs[transport.rank].copy()
+        ring.all_reduce(transport, array, reduction_for(Sum, array.dtype, 2, HALVES[1]), 1 << 24)
+        return array
+
+    first, second = run_ranks(2, one_rank)
+    np.testing.assert_allclose(first, inputs.sum(0), rtol=0.02, atol=0.02)
+    assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("op", [Sum, Average])
+def test_the_ring_scatters_what_travelled_as_halves(op):
+    bounds = even_bounds(100, 3)
+
+    def one_rank(transport):
+        array = np.arange(100.0) + transport.rank
+        ring.reduce_scatter(transport, array, bounds, reduction_for(op, array.dtype, 3, HALVES[0]), 64)
+        return array[bounds[transport.rank] : bounds[transport.rank + 1]]
+
+    expected = (3 * np.arange(100.0) + 3) / (3 if op is Average else 1)
+    np.testing.assert_allclose(np.concatenate(run_ranks(3, one_rank)), expected, rtol=2e-3)
