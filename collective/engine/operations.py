@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
 from collective.engine.matching import BUSY, agree, gather_counts
 from collective.engine.operation import Operation
-from collective.engine.ways import Alone, Bucketed, Exchanged, Joined, Resources, Way
+from collective.engine.ways import IN_PLACE, NEW, Alone, Bucketed, Exchanged, Joined, Resources, Way
 from collective.reduce_ops import ReduceOp
 from collective.reduction import Reduction, reduction_for
 
@@ -84,13 +84,13 @@ class Planner:
 
     Args:
         resources: What the ways use.
-        crossovers: Up to how many bytes which algorithm is the fastest; see ``tuning``.
+        crossovers: In place and for new results: up to how many bytes which algorithm is the fastest; see ``tuning``.
     """
 
     # Programs have few: a plan for each step's gradients and metrics. One that changes shapes all the time starts anew.
     MOST_PLANS = 1000
 
-    def __init__(self, resources: Resources, crossovers: Sequence[tuple[int, str]]) -> None:
+    def __init__(self, resources: Resources, crossovers: Mapping[str, Sequence[tuple[int, str]]]) -> None:
         self.resources, self._crossovers = resources, crossovers
         self._plans: dict[tuple[Kinds, ReduceOp, bool, np.dtype | None], Plan] = {}
 
@@ -127,7 +127,9 @@ class Planner:
     def _way(self, shapes: list[tuple[int, ...]], reduction: Reduction, in_place: bool) -> Way:
         resources, transport = self.resources, self.resources.transport
         layout = Layout(shapes, reduction.dtype)
-        name = resources.settings.algorithm or self._fastest(layout.elements * reduction.dtype.itemsize, reduction)
+        name = resources.settings.algorithm or self._fastest(
+            layout.elements * reduction.dtype.itemsize, reduction, in_place
+        )
         if name == EXCHANGE:
             return Exchanged(resources, layout, reduction, in_place)
         all_reduce = choice.by_name(name, transport)
@@ -137,15 +139,15 @@ class Planner:
             return Joined(resources, layout, reduction, in_place)
         return Bucketed(resources, all_reduce, layout, reduction, in_place)
 
-    def _fastest(self, array_bytes: int, reduction: Reduction) -> str:
+    def _fastest(self, array_bytes: int, reduction: Reduction, in_place: bool) -> str:
         """The algorithm measured to be the fastest for so many bytes, of those that are possible."""
         transport, native = self.resources.transport, self.resources.transport.native
         impossible = set()
         if native is None or not native.supports(reduction.op, reduction.dtype):
             impossible.add(NATIVE)
-        if transport.shared is None or array_bytes > exchange.LARGEST:
+        if self.resources.small is None or array_bytes > exchange.LARGEST:
             impossible.add(EXCHANGE)
-        for limit, name in self._crossovers:
+        for limit, name in self._crossovers[IN_PLACE if in_place else NEW]:
             if array_bytes <= limit and name not in impossible:
                 return name
         return LARGE

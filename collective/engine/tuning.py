@@ -18,26 +18,24 @@ import numpy as np
 from collective.algorithms import choice, exchange, native
 from collective.algorithms.choice import EXCHANGE, LARGE, NATIVE
 from collective.engine.fusion import Layout
-from collective.engine.matching import agree, gather_counts, gather_texts
-from collective.engine.ways import Alone, Exchanged, Resources, Way
+from collective.engine.matching import BUSY, agree, gather_counts, gather_texts
+from collective.engine.ways import IN_PLACE, NEW, Alone, Exchanged, Joined, Resources, Way
 from collective.reduce_ops import Sum
 from collective.reduction import reduction_for
 from collective.transport.base import Transport
 
-Crossovers = list[tuple[int, str]]
-# The probe ends when the algorithm for large arrays has won twice, or after this time: a start must not be felt.
+# For results that overwrite the arrays, and for new ones: up to how many bytes which algorithm; beyond, the large one.
+Crossovers = dict[str, list[tuple[int, str]]]
+# The probe ends with the last size, or after this time: a start must not be felt.
 SECONDS = 0.04
 THOROUGH_SECONDS = 5.0
-SIZES = tuple(256 * 4**power for power in range(8))
-# What most machines find, for sizes that a busy one doesn't come to in time.
-USUAL = 64 * 1024
+SIZES = tuple(256 * 4**power for power in range(7))
 FEWEST, MOST = 3, 15
+JOINED = "joined"
 
 
 def crossovers(resources: Resources, place: str, thorough: bool = False) -> Crossovers:
-    """Up to how many bytes which algorithm is the fastest, in ascending order; beyond the last it is the large one.
-
-    Called by all ranks, and all get the same.
+    """Up to how many bytes which algorithm is the fastest, in ascending order; called by all ranks, all get the same.
 
     Args:
         resources: What the algorithms use.
@@ -50,7 +48,7 @@ def crossovers(resources: Resources, place: str, thorough: bool = False) -> Cros
     transport = resources.transport
     small = resources.settings.small_bytes
     if small >= 0:
-        return [(small, NATIVE), (exchange.LARGEST, EXCHANGE)]
+        return dict.fromkeys((IN_PLACE, NEW), [(small, NATIVE), (exchange.LARGEST, EXCHANGE)])
     kept = _kept().get(place) if transport.rank == 0 and not thorough else None
     table = json.loads(gather_texts(transport, json.dumps(kept))[0])
     if table is None:
@@ -61,31 +59,30 @@ def crossovers(resources: Resources, place: str, thorough: bool = False) -> Cros
 
 
 def measured(resources: Resources, seconds: float) -> Crossovers:
-    """Race the algorithms over sizes from 256 bytes to 4 MiB; it takes ``seconds``, or one race more."""
+    """Race the algorithms over sizes from 256 bytes to 1 MiB; it takes ``seconds``, or one race more."""
     started = time.perf_counter()
-    table: Crossovers = []
-    won = 0
+    races: list[dict[str, float]] = []
     for size in SIZES:
-        names, times, elapsed = _race(resources, size, seconds, started)
-        fastest = names[int(np.argmin(times))]
-        won = won + 1 if fastest == LARGE else 0
-        if fastest != LARGE:
-            table.append((size, fastest))
-        if won == 2:  # a single win may be the machine's doing
-            break
+        race, elapsed = _race(resources, size, seconds, started)
+        races.append(race)
         if elapsed > seconds:
-            table.append((max(size, USUAL), fastest))
             break
-    return _joined(table)
+    return {IN_PLACE: _table(races, LARGE), NEW: _table(races, JOINED if JOINED in races[0] else LARGE)}
 
 
-def _joined(table: Crossovers) -> Crossovers:
-    """Only the last of neighbours with the same algorithm."""
-    return [row for row, after in zip(table, [*table[1:], (0, "")], strict=True) if row[1] != after[1]]
+def _table(races: list[dict[str, float]], large: str) -> list[tuple[int, str]]:
+    """Cut where the times of all sizes together are the least: what disturbs one race doesn't move the cut far."""
+    small = [min((name for name in race if name in (NATIVE, EXCHANGE)), key=race.__getitem__) for race in races]
+    # How much slower than the other each is, at every size.
+    excess = [race[name] / race[large] for race, name in zip(races, small, strict=True)]
+    costs = [sum(excess[:cut]) + sum(1 / ratio for ratio in excess[cut:]) for cut in range(len(races) + 1)]
+    rows = list(zip(SIZES, small, strict=False))[: costs.index(min(costs))]
+    # Of neighbours with the same algorithm only the last one counts.
+    return [row for row, after in zip(rows, [*rows[1:], (0, "")], strict=True) if row[1] != after[1]]
 
 
-def _race(resources: Resources, size: int, seconds: float, started: float) -> tuple[list[str], np.ndarray, float]:
-    """Names, least seconds of each on the slowest rank, and the seconds since ``started``."""
+def _race(resources: Resources, size: int, seconds: float, started: float) -> tuple[dict[str, float], float]:
+    """Least seconds of each contender, on the slowest rank, and the seconds since ``started``."""
     transport = resources.transport
     ways = _contenders(resources, size)
     array = np.zeros(size // 4, np.float32)
@@ -94,16 +91,21 @@ def _race(resources: Resources, size: int, seconds: float, started: float) -> tu
     # In turns, so that what else the machine does disturbs all; and that only ever adds.
     times = np.min([[_seconds(transport, way, array) for way in ways.values()] for _ in range(rounds)], axis=0)
     *slowest, elapsed = _slowest(transport, *times, time.perf_counter() - started)
-    return list(ways), np.array(slowest), elapsed
+    return dict(zip(ways, slowest, strict=True)), elapsed
 
 
 def _contenders(resources: Resources, size: int) -> dict[str, Way]:
-    reduction = reduction_for(Sum, np.dtype(np.float32), resources.transport.size)
-    ways: dict[str, Way] = {LARGE: Alone(resources, choice.large, reduction)}
-    if resources.transport.native:
-        ways[NATIVE] = Alone(resources, native.all_reduce, reduction)
-    if resources.transport.shared and size <= exchange.LARGEST:
-        ways[EXCHANGE] = Exchanged(resources, Layout([(size // 4,)], reduction.dtype), reduction, in_place=True)
+    transport = resources.transport
+    reduction = reduction_for(Sum, np.dtype(np.float32), transport.size)
+    layout = Layout([(size // 4,)], reduction.dtype)
+    ways: dict[str, Way] = {
+        LARGE: Alone(resources, choice.large, reduction),
+        NATIVE: Alone(resources, native.all_reduce, reduction),
+    }
+    if transport.shared:
+        ways[JOINED] = Joined(resources, layout, reduction, in_place=False)
+        if resources.small is not None and size <= exchange.LARGEST:
+            ways[EXCHANGE] = Exchanged(resources, layout, reduction, in_place=True)
     return ways
 
 
@@ -111,9 +113,8 @@ def _seconds(transport: Transport, way: Way, array: np.ndarray) -> float:
     """How long a way takes, with the agreement without which nothing runs."""
     agree(transport, 0)  # begin together
     start = time.perf_counter()
-    way.publish([array])
-    agree(transport, 0)
-    way.run([array], False)
+    busy = agree(transport, BUSY if way.publish([array]) else 0)
+    way.run([array], busy > 0)
     return time.perf_counter() - start
 
 
@@ -131,7 +132,10 @@ def _kept() -> dict[str, Crossovers]:
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError):
         known = {NATIVE: NATIVE, EXCHANGE: EXCHANGE}
         kept = json.loads(_file().read_text()).items()
-        return {place: [(int(limit), known[name]) for limit, name in table] for place, table in kept}
+        return {
+            place: {key: [(int(limit), known[name]) for limit, name in table[key]] for key in (IN_PLACE, NEW)}
+            for place, table in kept
+        }
     return {}
 
 

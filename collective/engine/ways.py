@@ -23,6 +23,9 @@ from collective.settings import Settings
 from collective.transport.base import Transport
 from collective.transport.patience import Patience
 
+# Where results go: over the arrays, or into new ones.
+IN_PLACE, NEW = "in place", "new"
+
 
 @dataclasses.dataclass(frozen=True)
 class Resources:

@@ -34,7 +34,7 @@ class Ranks:
         # The ranks are threads of one process, so how many threads a rank has is told, not counted.
         self.engine = Engine(transport, self.patience, lambda: 1000 if may_call_more else 0)
         self.resources = Resources.for_transport(transport, Settings(**options), self.patience)
-        self.planner = Planner(self.resources, [(1000, "exchange")])
+        self.planner = Planner(self.resources, dict.fromkeys(("in place", "new"), [(1000, "exchange")]))
 
     def allreduce(self, name, array, op=Sum, in_place=False):
         return AllReduce(self.engine, self.planner, [array], op, name, in_place, None)
