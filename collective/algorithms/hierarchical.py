@@ -1,38 +1,64 @@
 """All-reduce of several hosts with several ranks each: through shared memory inside a host, round rings between hosts.
 
-Inside a host every rank reduces one slice of the array. Then the ranks with the same number on all hosts form a ring
-for their slice, so all ranks of a host share the work on its link, and each byte crosses it as often as in a ring of
-hosts, not of ranks. In the end every rank reads the other slices in its host's shared memory.
+Each host has as many lanes to the others as the host with the fewest ranks has ranks. The ranks with the same number on
+all hosts carry one lane: they form a ring for their share of the array. So a host's ranks share the work on its link,
+and each byte crosses it as often as in a ring of hosts, not of ranks. Ranks without a lane work inside their host only.
+
+The array goes in pieces, which hold a segment of every lane. A piece is reduced inside the host just before the rings
+want it, and read by the host's other ranks as soon as the rings have brought the result, while the links carry other
+pieces. All ranks of a host stand at the same place of their rings, so they come to the pieces in the same order.
+
+Why nobody waits in a circle: a piece waits for the messages and pieces before it in that order only, on all ranks.
 
 Source: Jia et al., "Highly scalable deep learning training system with mixed-precision", 2018 (hierarchical
-all-reduce); the slices as in Horovod's hierarchical all-reduce.
+all-reduce); the shares as in Horovod's hierarchical all-reduce.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 
 from collective.algorithms import ring, shared_memory
-from collective.algorithms.segments import even_bounds
+from collective.algorithms.segments import cut, even_bounds, segment_count
 from collective.reduction import Reduction
 from collective.transport.base import Transport
+from collective.transport.hosts import Hierarchy
 
 
 def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
-    """Reduce a flat contiguous ``array`` over all ranks, in place; for hosts with the same number of ranks.
+    """Reduce a flat contiguous ``array`` over all ranks, in place.
 
-    Cost per rank, for H hosts of L ranks: 2(H-1)S messages of 2(H-1)/H x bytes / L in all; a host's link carries
-    2(H-1)/H x bytes each way.
+    Cost per rank with a lane, for H hosts of K lanes: 2(H-1)S messages of 2(H-1)/H x bytes / K in all, for S segments
+    a chunk of a lane; a host's link carries 2(H-1)/H x bytes each way. No messages on other ranks.
     """
     assert transport.hierarchy is not None  # noqa: S101  # whoever chose this algorithm has looked
-    local, cross = transport.hierarchy
-    bounds = even_bounds(array.size, local.size)
-    mine = array[bounds[local.rank] : bounds[local.rank + 1]]
-    shared_memory.reduce_scatter(local, array, bounds, dataclasses.replace(reduction, finish=_not_yet), segment_bytes)
-    ring.all_reduce(cross, mine, reduction, segment_bytes)
-    shared_memory.all_gather(local, array, bounds, segment_bytes)
+    here = cast(Hierarchy, transport.hierarchy)
+    local, lanes = here.local, here.lanes
+    count = segment_count(-(-array.size // (here.hosts * lanes)), array.itemsize, segment_bytes)
+    pieces = [cut(chunk, count) for chunk in cut(array, here.hosts)]
+    inside = dataclasses.replace(reduction, finish=_not_yet)
+
+    def shares(piece: np.ndarray) -> list[int]:
+        return even_bounds(piece.size, lanes) + [piece.size] * (local.size - lanes)
+
+    def reduce(chunk: int, number: int) -> None:
+        piece = pieces[chunk][number]
+        if local.shared:
+            shared_memory.reduce_scatter(local, piece, shares(piece), inside, segment_bytes)
+
+    def gather(chunk: int, number: int) -> None:
+        piece = pieces[chunk][number]
+        if local.shared:
+            shared_memory.all_gather(local, piece, shares(piece), segment_bytes)
+
+    if here.cross is None:
+        ring.follow(here.host, here.hosts, count, reduce, gather)
+    else:
+        mine = [[cut(piece, lanes)[local.rank] for piece in chunk] for chunk in pieces]
+        ring.rotate(here.cross, mine, reduction, range(2 * (here.hosts - 1)), reduce, gather)
 
 
 def _not_yet(values: np.ndarray) -> None:

@@ -8,16 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collective.algorithms import hierarchical, pairwise, ring, shared_memory, tree, words
+from collective.algorithms import pairwise, ring, shared_memory, tree, words
 from collective.algorithms.choice import ALL_REDUCE, by_name
 from collective.algorithms.segments import even_bounds, segments
 from collective.errors import TransportError
 from collective.reduce_ops import Average, Max, Min, Product, Sum
 from collective.reduction import reduction_for
-from collective.transport.group import Group
 from collective.transport.memory import run_ranks
-from collective.transport.patience import Patience
-from collective.transport.shared import SharedMemory, flag_bytes
 
 RANKS = st.integers(1, 9)
 SEGMENT = st.sampled_from([64, 96, 1000, 1 << 20])
@@ -238,29 +235,3 @@ def test_shared_memory_operations_follow_each_other_without_a_barrier(size, call
 def uneven_bounds(length, size, seed):
     cuts = np.sort(np.random.default_rng(seed).integers(0, length + 1, size - 1))
     return [0, *cuts.tolist(), length]
-
-
-@FAST
-@given(hosts=st.integers(2, 4), ranks=st.integers(2, 3), length=st.integers(0, 700), segment=SEGMENT)
-def test_hierarchical_all_reduce_equals_numpy(hosts, ranks, length, segment):
-    """Hosts with a memory each; ranks are dealt out to hosts in turn, as some launchers do."""
-    memories = [bytearray(flag_bytes(ranks) + 4 * ranks * ranks * 64) for _ in range(hosts)]
-    size = hosts * ranks
-
-    def one_rank(transport):
-        host, local_rank = transport.rank % hosts, transport.rank // hosts
-        local = Group(transport, [rank for rank in range(size) if rank % hosts == host])
-        local.shared = SharedMemory(local_rank, ranks, memories[host], Patience(0))
-        cross = Group(transport, [rank for rank in range(size) if rank // hosts == local_rank])
-        transport.hierarchy = (local, cross)
-        results = []
-        for number in range(3):
-            array = integers(transport.rank, length, number)
-            hierarchical.all_reduce(transport, array, reduction_for(Average, array.dtype, size), segment)
-            results.append(array)
-        return results
-
-    for results in run_ranks(size, one_rank):
-        for number, result in enumerate(results):
-            expected = sum(integers(rank, length, number) for rank in range(size)) / size
-            np.testing.assert_allclose(result, expected, rtol=1e-12)
