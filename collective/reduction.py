@@ -2,8 +2,8 @@
 
 A reduction is three functions over flat arrays. ``prepare`` runs once on each rank's own values before anything
 travels, ``combine`` joins the partial results of two groups of ranks, ``finish`` runs once on each element that is
-reduced over all ranks. Where all ranks' own values are at hand, ``total`` does the three at once. Algorithms know
-nothing else of dtypes and operations.
+reduced over all ranks. Where the own values of several ranks are at hand, ``join`` does the first two at once.
+Algorithms know nothing else of dtypes and operations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
 InPlace = Callable[[np.ndarray], None]
 Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 Cast = Callable[[np.ndarray, np.ndarray], None]
-Total = Callable[[Sequence[np.ndarray], np.ndarray], None]
+Join = Callable[[Sequence[np.ndarray], np.ndarray], None]
 
 UFUNCS: dict[ReduceOp, np.ufunc] = {
     Average: np.add,
@@ -77,9 +77,9 @@ class Reduction:
         combine: ``combine(lower, higher, out)``; ``lower`` is the partial result of the lower ranks. Algorithms that
             compute one value on several ranks keep this order, so that all get the same bits (NaN, -0.0).
         finish: ``finish(values)``, in place.
-        total: ``total(parts, out)``; ``parts`` are the own values of all ranks, not prepared, and ``out`` may be the
-            first of them. In half precision this reads each once and rounds once, where combining them one by one
-            rounds each time.
+        join: ``join(parts, out)``: the partial result of ranks of which ``parts`` are the own values, not prepared;
+            ``out`` may be the first of them. In half precision this reads each once and rounds once, where preparing
+            and combining them one by one rounds each time.
         wire: How the values travel between hosts, for the algorithms that can change their dtype on the way; None: as
             they are. It takes the place of ``prepare``, ``combine`` and ``finish``.
     """
@@ -89,7 +89,7 @@ class Reduction:
     prepare: InPlace
     combine: Combine
     finish: InPlace
-    total: Total
+    join: Join
     wire: Wire | None = None
 
 
@@ -116,8 +116,8 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | Non
     ufunc = UFUNCS[op]
     if dtypes.is_half(dtype):
         divisor = size if op is Average else 1
-        total = _half_total(ufunc, divisor, dtype)
-        return Reduction(op, dtype, _half_division(divisor, dtype), _half_combine(ufunc, dtype), _nothing, total)
+        join = _half_join(ufunc, divisor, dtype)
+        return Reduction(op, dtype, _half_division(divisor, dtype), _half_combine(ufunc, dtype), _nothing, join)
     finish: InPlace = _nothing
     if op is Average:
         finish = _division(size, _divide_integer if dtype.kind in "iu" else _divide_float)
@@ -125,7 +125,7 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | Non
     travels = None
     if wire is not None and dtypes.is_half(wire) and dtype in (np.float32, np.float64):
         travels = _wire(ufunc, size if op is Average else 1, dtype, wire)
-    return Reduction(op, dtype, _nothing, combine, finish, _plain_total(combine, finish), travels)
+    return Reduction(op, dtype, _nothing, combine, finish, _plain_join(combine), travels)
 
 
 def _nothing(values: np.ndarray) -> None:
@@ -140,17 +140,16 @@ def _plain_combine(ufunc: np.ufunc) -> Combine:
     return combine
 
 
-def _plain_total(combine: Combine, finish: InPlace) -> Total:
-    def total(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+def _plain_join(combine: Combine) -> Join:
+    def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         if len(parts) == 1:
             np.copyto(out, parts[0])
         else:
             combine(parts[0], parts[1], out)
         for part in parts[2:]:
             combine(out, part, out)
-        finish(out)
 
-    return total
+    return join
 
 
 def _division(size: int, by: Callable[[np.ndarray, int], None]) -> InPlace:
@@ -174,17 +173,17 @@ def _divide_integer(values: np.ndarray, size: int) -> None:
     np.add(values, 1, out=values, where=(values < 0) & (remainder != 0))
 
 
-def _half_total(ufunc: np.ufunc, divisor: int, dtype: np.dtype) -> Total:
+def _half_join(ufunc: np.ufunc, divisor: int, dtype: np.dtype) -> Join:
     if dtype == dtypes.FLOAT16 and ufunc is np.add and divisor & (divisor - 1) == 0:
-        return _float16_sum(divisor)
-    return _widened_total(ufunc, divisor)
+        return _float16_join(divisor)
+    return _widened_join(ufunc, divisor)
 
 
-def _widened_total(ufunc: np.ufunc, divisor: int) -> Total:
+def _widened_join(ufunc: np.ufunc, divisor: int) -> Join:
     factor = np.float32(1 / divisor)
 
     @quiet
-    def total(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+    def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         for block in _blocks(out):
             sums, others = _scratch.wide[:, : out[block].size]
             for number, part in enumerate(parts):
@@ -196,16 +195,16 @@ def _widened_total(ufunc: np.ufunc, divisor: int) -> Total:
                     ufunc(sums, others, out=sums)
             halves.narrow(sums, out[block])
 
-    return total
+    return join
 
 
-def _float16_sum(divisor: int) -> Total:
+def _float16_join(divisor: int) -> Join:
     """The sum of float16 values, divided by a power of two, without a look-up; see ``halves``."""
     exponent = -halves.SCALE - divisor.bit_length() + 1
-    otherwise = _widened_total(np.add, divisor)
+    otherwise = _widened_join(np.add, divisor)
 
     @quiet
-    def total(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+    def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         for block in _blocks(out):
             sums, others = _scratch.wide[:, : out[block].size]
             finite = halves.widen_scaled(parts[0][block], sums)
@@ -217,11 +216,11 @@ def _float16_sum(divisor: int) -> Total:
             else:
                 otherwise([part[block] for part in parts], out[block])
 
-    return total
+    return join
 
 
 def _half_combine(ufunc: np.ufunc, dtype: np.dtype) -> Combine:
-    total = _half_total(ufunc, 1, dtype)
+    join = _half_join(ufunc, 1, dtype)
 
     @quiet
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
@@ -229,7 +228,7 @@ def _half_combine(ufunc: np.ufunc, dtype: np.dtype) -> Combine:
             # NumPy casts in blocks of its own, with less to do for each than Python has.
             ufunc(lower, higher, out=out, dtype=np.float32, casting="unsafe")
         else:
-            total((lower, higher), out)
+            join((lower, higher), out)
 
     return combine
 
@@ -237,7 +236,7 @@ def _half_combine(ufunc: np.ufunc, dtype: np.dtype) -> Combine:
 def _half_division(divisor: int, dtype: np.dtype) -> InPlace:
     if divisor == 1:
         return _nothing
-    average = _half_total(np.add, divisor, dtype)
+    average = _half_join(np.add, divisor, dtype)
 
     def divide(values: np.ndarray) -> None:
         average((values,), values)

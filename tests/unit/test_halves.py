@@ -110,7 +110,7 @@ def test_arrays_longer_than_a_block(dtype):
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 9), seed=st.integers(0, 999), spread=st.sampled_from([0.0, 4.0]))
 @quiet
-def test_a_total_is_rounded_once(dtype, op, size, seed, spread):
+def test_what_is_joined_is_rounded_once(dtype, op, size, seed, spread):
     """Of all bit patterns, infinite and not-a-number ones included, and of small numbers."""
     generator = np.random.default_rng(seed)
     if spread:
@@ -124,7 +124,7 @@ def test_a_total_is_rounded_once(dtype, op, size, seed, spread):
     for part in parts[1:]:
         expected = ufunc(expected, part.astype(np.float32) * factor)
     out = parts[0].copy()
-    reduction_for(op, dtype, size).total([out, *parts[1:]], out)
+    reduction_for(op, dtype, size).join([out, *parts[1:]], out)
     assert_same_bits(out, expected.astype(dtype))
 
 
@@ -149,7 +149,7 @@ def test_an_average_does_not_overflow(dtype, size):
     parts = [np.full(9, largest, dtype) for _ in range(size)]
     average = reduction_for(Average, dtype, size)
     out = np.empty(9, dtype)
-    average.total(parts, out)
+    average.join(parts, out)
     assert (out == largest).all()
     # Rounded in between, the very largest would come out infinite.
     parts = [np.full(9, largest * 0.9, dtype) for _ in range(size)]
@@ -161,12 +161,15 @@ def test_an_average_does_not_overflow(dtype, size):
     np.testing.assert_allclose(np.float64(parts[0]), float(largest) * 0.9, rtol=0.02)
 
 
-def test_totals_of_other_dtypes_combine_and_finish():
+def test_joining_other_dtypes_is_to_combine():
     parts = [np.array([1, -2, 7]), np.array([2, -3, 0]), np.array([4, 0, 1])]
+    average = reduction_for(Average, parts[0].dtype, 3)
     out = parts[0].copy()
-    reduction_for(Average, out.dtype, 3).total([out, *parts[1:]], out)
+    average.join([out, *parts[1:]], out)
+    assert out.tolist() == [7, -5, 8]
+    average.finish(out)
     assert out.tolist() == [2, -1, 2]
-    reduction_for(Sum, out.dtype, 1).total([parts[1]], out)
+    reduction_for(Sum, out.dtype, 1).join([parts[1]], out)
     assert out.tolist() == [2, -3, 0]
 
 
