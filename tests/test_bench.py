@@ -1,5 +1,6 @@
 """The benchmark measures, checks and tells."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -172,6 +173,22 @@ def test_an_unknown_peer_is_refused_with_the_known_ones():
         assert "takes resident, out-of-place, float32, ring, tree" in refused.stderr
         assert "Received: --beside nccl" in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_contenders_that_would_disturb_each_other_have_processes_of_their_own():
+    names = ["collective", "mpi", "horovod", "gloo"]
+    assert command._jobs(allreduce.SUBJECT, names) == [["collective", "mpi", "gloo"], ["horovod"]]
+    assert command._jobs(control.SUBJECT, names) == [["collective", "mpi"], ["horovod"], ["gloo"]]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("horovod"), reason="needs Horovod")
+def test_horovod_is_measured_in_the_same_run():
+    result = bench("-np", "2", "--sizes", "4K", "--beside", "mpi,horovod")
+    assert result.returncode == 0, result.stderr
+    heading, line = table(result.stdout)
+    assert heading[1:5] == ["collective, us", "mpi, us", "horovod, us", "collective beside horovod, us"]
+    assert heading[5:] == ["mpi / collective", "horovod / collective"]
+    assert all(line)
 
 
 def test_a_peer_that_is_not_installed_is_refused_if_named_and_else_left_out(monkeypatch):

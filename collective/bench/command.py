@@ -20,6 +20,7 @@ from collective.bench.machine import describe
 from collective.bench.report import Report, own_words
 from collective.bench.rows import Event, Row, merged, to_line
 from collective.bench.subject import Subject
+from collective.bench.units import count_of
 from collective.errors import ArgumentError, CollectiveError
 
 SUBJECTS: dict[str, Subject] = {
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--beside", metavar="NAME,...", help="contenders beside ours; see below (default: the peers)")
     parser.add_argument(
-        "--repeats", type=int, default=1, metavar="N", help="run the jobs N times, in turns (default: 1)"
+        "--repeats", type=count_of, default=1, metavar="N", help="run the jobs N times, in turns (default: 1)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, with quartiles and versions")
     # What this job of several measures: for the ranks, not for people.
@@ -108,7 +109,7 @@ def _measure(
     arguments: argparse.Namespace, subject: Subject, names: Sequence[str], take: Callable[[Event], None]
 ) -> int:
     """Measure on this rank; rank 0 hands on what there is to tell. Returns the exit status."""
-    _prepare(names)
+    _prepare()
     described = False
     try:
         for event in subject.measure(arguments, names):
@@ -125,12 +126,12 @@ def _measure(
     return 0
 
 
-def _prepare(names: Sequence[str]) -> None:
+def _prepare() -> None:
     """Set what libraries read when they start; what the user has set stays."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if any(name.startswith("horovod") for name in names):
-        # Open MPI spins while it waits, and Horovod's thread waits always: it would take a core from its own process.
-        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    # Open MPI spins while it waits. Where ranks and their threads fill the cores, that takes the core from the one who
+    # is waited for, and MPI and Horovod lose by it what they need not.
+    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
 
 def _contenders(subject: Subject, arguments: argparse.Namespace) -> list[str]:

@@ -21,7 +21,7 @@ from collective.bench.contenders import OURS
 from collective.bench.measure import from_all_ranks, summarize
 from collective.bench.rows import Progress, Row
 from collective.bench.subject import Events, Subject
-from collective.bench.units import milliseconds, ratio
+from collective.bench.units import count_of, milliseconds, ratio
 from collective.errors import CollectiveError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--models", type=_models, default=",".join(MODELS), metavar="NAME,...", help=f"of {', '.join(MODELS)}"
     )
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="of each contender (default: 100)")
+    parser.add_argument("--steps", type=count_of, default=100, metavar="N", help="of each contender (default: 100)")
 
 
 def _models(text: str) -> list[str]:

@@ -11,11 +11,6 @@ from collective.bench.rows import Progress, Row
 Events = Iterator[Row | Progress]
 
 
-def one_job(_: str) -> str:
-    """Let all contenders share their processes."""
-    return ""
-
-
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """One thing that is measured.
@@ -37,4 +32,4 @@ class Subject:
     cells: Callable[[Row, argparse.Namespace, Sequence[str]], dict[str, str]]
     contenders: Mapping[str, str]
     usual: Sequence[str]
-    job_of: Callable[[str], str] = one_job
+    job_of: Callable[[str], str]

@@ -19,6 +19,17 @@ def size_of(text: str) -> int:
     return int(digits) * factor
 
 
+def count_of(text: str) -> int:
+    """A whole number from 1.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError("a whole number from 1 is wanted")
+    return int(text)
+
+
 def size_text(size: int) -> str:
     """A number of bytes in the largest unit that leaves it whole."""
     power = 0
