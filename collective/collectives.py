@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collective import dtypes, world
-from collective.backends.base import Operation
+from collective.backends.base import Backend, Operation
 from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.reduce_ops import Average, ReduceOp
@@ -81,7 +81,7 @@ def allreduce(
     Cost per rank:
         At best 2(N-1) messages and 2(N-1)/N x bytes (ring); see ``collective.algorithms`` for the others.
     """
-    return _allreduce("allreduce", array, op, name, out, compression).wait()
+    return _deliver(_allreduce(array, op, name, out, compression).wait()[0], out)
 
 
 def allreduce_async(
@@ -96,7 +96,8 @@ def allreduce_async(
 
     Neither ``array`` nor ``out`` may be touched before the handle's ``wait`` has returned the result.
     """
-    return _allreduce("allreduce", array, op, name, out, compression)._started()
+    operation = _allreduce(array, op, name, out, compression)
+    return Handle(operation, lambda results: _deliver(results[0], out))._started()
 
 
 def grouped_allreduce(
@@ -119,7 +120,7 @@ def grouped_allreduce(
     Returns:
         The results, in the order of ``arrays``.
     """
-    return _grouped_allreduce("grouped_allreduce", arrays, op, name, out, compression).wait()
+    return _grouped_allreduce(arrays, op, name, out, compression).wait()
 
 
 def grouped_allreduce_async(
@@ -131,37 +132,43 @@ def grouped_allreduce_async(
     compression: Compression = Compression.none,
 ) -> Handle[list[Array]]:
     """Begin ``grouped_allreduce`` and return at once; see ``allreduce_async``."""
-    return _grouped_allreduce("grouped_allreduce", arrays, op, name, out, compression)._started()
+    return _grouped_allreduce(arrays, op, name, out, compression)._started()
 
 
 def _allreduce(
-    kind: str, array: npt.ArrayLike, op: ReduceOp, name: str | None, out: Array | None, compression: Compression
-) -> Handle[Array]:
-    with _Checks(kind, name) as checks:
+    array: npt.ArrayLike, op: ReduceOp, name: str | None, out: Array | None, compression: Compression
+) -> Operation:
+    backend, name = world.begin("allreduce", name)
+    try:
         source = _native_array(array)
-        _check_op(op, source.dtype, checks.backend.topology.size)
+        _check_op(op, source.dtype, backend.topology.size)
         work = _work_array(source, out)
-        wire = compression.wire(source.dtype)
-    operation = checks.backend.allreduce((work,), op, checks.label, out is not None, wire)
-    return Handle(operation, lambda results: _deliver(results[0], out))
+        wire = None if compression is Compression.none else compression.wire(source.dtype)
+    except ArgumentError as error:
+        _refuse(backend, "allreduce", name, error)
+        raise
+    return backend.allreduce((work,), op, name, out is not None, wire)
 
 
 def _grouped_allreduce(
-    kind: str,
     arrays: Sequence[npt.ArrayLike],
     op: ReduceOp,
     name: str | None,
     out: Sequence[Array] | None,
     compression: Compression,
 ) -> Handle[list[Array]]:
-    with _Checks(kind, name) as checks:
+    backend, name = world.begin("grouped_allreduce", name)
+    try:
         sources = [_native_array(array) for array in arrays]
         targets = _targets(sources, out)
         for dtype in {source.dtype for source in sources}:
-            _check_op(op, dtype, checks.backend.topology.size)
+            _check_op(op, dtype, backend.topology.size)
         work = [_work_array(source, target) for source, target in zip(sources, targets, strict=True)]
         wires = {compression.wire(source.dtype) for source in sources} - {None}
-    operation = checks.backend.allreduce(work, op, checks.label, out is not None, next(iter(wires), None))
+    except ArgumentError as error:
+        _refuse(backend, "grouped_allreduce", name, error)
+        raise
+    operation = backend.allreduce(work, op, name, out is not None, next(iter(wires), None))
     return Handle(
         operation,
         lambda results: [_deliver(result, target) for result, target in zip(results, targets, strict=True)],
@@ -189,10 +196,14 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32, *, name
     Cost:
         A few messages of a few bytes. Where no memory can be shared, a warning, and an ordinary array is returned.
     """
-    with _Checks("empty", name) as checks:
+    backend, name = world.begin("empty", name)
+    try:
         like = _native_array(np.empty(0, dtype))
         dimensions = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
-    return checks.backend.empty(dimensions, like.dtype, checks.label).wait()
+    except ArgumentError as error:
+        _refuse(backend, "empty", name, error)
+        raise
+    return backend.empty(dimensions, like.dtype, name).wait()
 
 
 def allgather(array: npt.ArrayLike, *, name: str | None = None) -> Array:
@@ -221,9 +232,13 @@ def allgather_async(array: npt.ArrayLike, *, name: str | None = None) -> Handle[
 
 
 def _allgather(array: npt.ArrayLike, name: str | None) -> Handle[Array]:
-    with _Checks("allgather", name) as checks:
+    backend, name = world.begin("allgather", name)
+    try:
         source = np.ascontiguousarray(_native_array(array, least_dimensions=1))
-    return Handle(checks.backend.allgather(source, checks.label))
+    except ArgumentError as error:
+        _refuse(backend, "allgather", name, error)
+        raise
+    return Handle(backend.allgather(source, name))
 
 
 def broadcast(array: npt.ArrayLike, root_rank: int, *, name: str | None = None, out: Array | None = None) -> Array:
@@ -256,10 +271,14 @@ def broadcast_async(
 
 
 def _broadcast(array: npt.ArrayLike, root_rank: int, name: str | None, out: Array | None) -> Handle[Array]:
-    with _Checks("broadcast", name) as checks:
-        _check_root(root_rank, checks.backend.topology.size)
+    backend, name = world.begin("broadcast", name)
+    try:
+        _check_root(root_rank, backend.topology.size)
         work = _writable(_native_array(array), out)
-    operation = checks.backend.broadcast((work,), root_rank, checks.label)
+    except ArgumentError as error:
+        _refuse(backend, "broadcast", name, error)
+        raise
+    operation = backend.broadcast((work,), root_rank, name)
     return Handle(operation, lambda results: _deliver(results[0], out))
 
 
@@ -271,12 +290,16 @@ def grouped_broadcast(
     out: Sequence[Array] | None = None,
 ) -> list[Array]:
     """Give all ranks several arrays of rank ``root_rank`` as one operation. See ``broadcast``."""
-    with _Checks("grouped_broadcast", name) as checks:
-        _check_root(root_rank, checks.backend.topology.size)
+    backend, name = world.begin("grouped_broadcast", name)
+    try:
+        _check_root(root_rank, backend.topology.size)
         sources = [_native_array(array) for array in arrays]
         targets = _targets(sources, out)
         work = [_writable(source, target) for source, target in zip(sources, targets, strict=True)]
-    checks.backend.broadcast(work, root_rank, checks.label).wait()
+    except ArgumentError as error:
+        _refuse(backend, "grouped_broadcast", name, error)
+        raise
+    backend.broadcast(work, root_rank, name).wait()
     return [_deliver(result, target) for result, target in zip(work, targets, strict=True)]
 
 
@@ -307,11 +330,15 @@ def reducescatter_async(array: npt.ArrayLike, op: ReduceOp = Average, *, name: s
 
 
 def _reducescatter(array: npt.ArrayLike, op: ReduceOp, name: str | None) -> Handle[Array]:
-    with _Checks("reducescatter", name) as checks:
+    backend, name = world.begin("reducescatter", name)
+    try:
         source = _native_array(array, least_dimensions=1)
-        _check_op(op, source.dtype, checks.backend.topology.size)
+        _check_op(op, source.dtype, backend.topology.size)
         work = np.array(source, order="C", copy=True)
-    return Handle(checks.backend.reducescatter(work, op, checks.label))
+    except ArgumentError as error:
+        _refuse(backend, "reducescatter", name, error)
+        raise
+    return Handle(backend.reducescatter(work, op, name))
 
 
 def alltoall(
@@ -347,40 +374,28 @@ def alltoall_async(
 def _alltoall(
     array: npt.ArrayLike, splits: Sequence[int] | Array | None, name: str | None
 ) -> Handle[Array | tuple[Array, Array]]:
-    with _Checks("alltoall", name) as checks:
+    backend, name = world.begin("alltoall", name)
+    try:
         source = np.ascontiguousarray(_native_array(array, least_dimensions=1))
-        rows = _checked_splits(splits, len(source), checks.backend.topology.size)
-    operation = checks.backend.alltoall(source, rows, checks.label)
+        rows = _checked_splits(splits, len(source), backend.topology.size)
+    except ArgumentError as error:
+        _refuse(backend, "alltoall", name, error)
+        raise
+    operation = backend.alltoall(source, rows, name)
     return Handle(operation, lambda result: result if splits is not None else result[0])
 
 
 def barrier(*, name: str | None = None) -> None:
     """Return once every rank has called it. Cost per rank: one all-reduce of 16 bytes."""
-    with _Checks("barrier", name) as checks:
-        pass
-    checks.backend.barrier(checks.label).wait()
+    backend, name = world.begin("barrier", name)
+    backend.barrier(name).wait()
 
 
-class _Checks:
-    """Where the arguments of an operation are checked: what is wrong on one rank is an error on the others as well.
-
-    A class, because a generator as context manager costs two microseconds, a third of a small all-reduce.
-    """
-
-    __slots__ = ("_kind", "_name", "backend", "label")
-
-    def __init__(self, kind: str, name: str | None) -> None:
-        self._kind, self._name = kind, name
-        self.backend, self.label = world.begin(kind, name)
-
-    def __enter__(self) -> _Checks:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ArgumentError):
-            error.operation = f"{self._kind} {self._name!r}" if self._name else self._kind
-            error.where = self.backend.topology.where
-            self.backend.refuse(self._kind, self.label, str(error))
+def _refuse(backend: Backend, kind: str, name: str, error: ArgumentError) -> None:
+    """Say which operation has the wrong arguments, and make it an error on the other ranks as well."""
+    error.operation = kind if name.startswith("#") else f"{kind} {name!r}"
+    error.where = backend.topology.where
+    backend.refuse(kind, name, str(error))
 
 
 def _native_array(array: npt.ArrayLike, least_dimensions: int = 0) -> Array:

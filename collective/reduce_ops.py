@@ -14,6 +14,9 @@ class ReduceOp(enum.Enum):
     MAX = "Max"
     PRODUCT = "Product"
 
+    # Enum's own runs in Python; members are looked up in every operation.
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         return self.value
 

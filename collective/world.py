@@ -83,7 +83,7 @@ def backend(operation: str = "") -> Backend:
 
 
 def begin(operation: str, name: str | None = None) -> tuple[Backend, str]:
-    """Begin an operation: the backend that carries it out and its name, made from a counter if the user gave none.
+    """Begin an operation: the backend that carries it out, and its name; a number if the user gave none.
 
     Raises:
         NotInitializedError: before ``init`` or after ``shutdown``.
@@ -91,7 +91,7 @@ def begin(operation: str, name: str | None = None) -> tuple[Backend, str]:
     world = _joined(operation)
     # One counter for all operations, named or not: after a mismatch, in which ranks called different ones, it agrees.
     number = next(world.numbers)
-    return world.backend, name or f"{operation}.{number}"
+    return world.backend, name or f"#{number}"
 
 
 def topology() -> Topology:

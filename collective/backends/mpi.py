@@ -99,16 +99,16 @@ class MpiBackend(Backend):
 
     def barrier(self, name: str) -> Operation:
         """See ``Backend``."""
-        return operations.Meeting(self._engine, Call("barrier", name))
+        return operations.Meeting(self._engine, Call("barrier"), name)
 
     def refuse(self, operation: str, name: str, reason: str) -> None:
         """See ``Backend``."""
         with contextlib.suppress(MismatchError):
-            operations.Meeting(self._engine, Call(operation, name, detail=f"refused: {reason}")).wait()
+            operations.Meeting(self._engine, Call(operation, detail=f"refused: {reason}"), name).wait()
 
     def shutdown(self) -> None:
         """See ``Backend``. MPI itself stays up until the process ends, so that ``init`` works again."""
-        operations.Meeting(self._engine, Call(SHUTDOWN, SHUTDOWN)).wait()
+        operations.Meeting(self._engine, Call(SHUTDOWN), SHUTDOWN).wait()
         self._engine.close()
         self.transport.close()
 

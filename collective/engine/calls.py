@@ -1,12 +1,12 @@
-"""What a rank calls: all that has to be the same on every rank, and the error when it is not."""
+"""What a rank calls: all that has to be the same on every rank, and the error when it isn't."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,47 +20,50 @@ DIGEST_BITS = 61
 SHUTDOWN = "shutdown"
 
 
-class Call(NamedTuple):
-    """One operation as a rank calls it.
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What an operation is, beside its name.
 
     Attributes:
         kind: The operation, such as ``allreduce``.
-        name: The user's name for it, or one made from a counter: what matches it with the calls of other ranks.
         arrays: dtype and shape of each array, as far as they have to be the same.
         detail: The reduce operation, the root, or the reason of a refusal.
     """
 
     kind: str
-    name: str
     arrays: Kinds = ()
     detail: ReduceOp | int | str = ""
 
-    @property
-    def label(self) -> str:
-        """The operation as errors name it."""
-        return f"{self.kind} {self.name!r}"
+    def label(self, name: str) -> str:
+        """An operation as errors name it: by the user's name, or by the number it has without."""
+        return f"{self.kind} {name}" if name.startswith("#") else f"{self.kind} {name!r}"
 
-    def __str__(self) -> str:
+    def describe(self, name: str) -> str:
+        """An operation with all that has to be the same on every rank."""
         arrays = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in self.arrays)
         detail = f"from rank {self.detail}" if isinstance(self.detail, int) else str(self.detail)
-        return " ".join(part for part in (self.label, arrays and f"of {arrays}", detail) if part)
+        return " ".join(part for part in (self.label(name), arrays and f"of {arrays}", detail) if part)
 
-    @property
+    @functools.cached_property
     def digest(self) -> int:
         """A number of 61 bits that differs where anything differs."""
-        # Only names are new in every call; the rest is hashed once.
-        name = zlib.crc32(self.name.encode()) * 0x9E3779B97F4A7C15
-        return (_digest(self.kind, self.arrays, self.detail) ^ name) & (2**DIGEST_BITS - 1)
+        return _digest(self)
 
 
 @functools.lru_cache(maxsize=4096)
-def _digest(kind: str, arrays: Kinds, detail: ReduceOp | int | str) -> int:
-    text = str(Call(kind, "", arrays, detail)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+def _digest(call: Call) -> int:
+    return int.from_bytes(hashlib.blake2b(call.describe("").encode(), digest_size=8).digest(), "little")
+
+
+def digest(call: Call, name: str) -> int:
+    """A number of 61 bits that differs where the call or the name differs."""
+    return (call.digest ^ (zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15)) & (2**DIGEST_BITS - 1)
 
 
 def kinds(arrays: Sequence[np.ndarray]) -> Kinds:
     """Dtype and shape of each array."""
+    if len(arrays) == 1:  # half the price
+        return ((arrays[0].dtype, arrays[0].shape),)
     return tuple([(array.dtype, array.shape) for array in arrays])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from collective.engine.calls import mismatch
+from collective.engine.calls import digest, mismatch
 from collective.engine.matching import BUSY, agree
 from collective.engine.negotiation import Outcome, negotiate
 from collective.engine.operation import Operation
@@ -69,7 +69,7 @@ class Engine:
             if not self._pending:
                 busy = self._propose(operation)
                 if busy >= 0:
-                    self._last = operation.call.name
+                    self._last = operation.name
                     return operation.run(bool(busy))
                 differ = True
             self._add(operation)
@@ -103,12 +103,12 @@ class Engine:
             self._thread = None
 
     def _add(self, operation: Operation) -> None:
-        name = operation.call.name
+        name = operation.name
         with self._changes:
             if name in self._pending:
                 raise ArgumentError(
                     "a name is given to one pending operation at a time",
-                    received=f"{operation.call.label} while {self._pending[name].call} is pending",
+                    received=f"{operation.label} while {self._pending[name]} is pending",
                     fix="Wait for the first one, or give the second another name",
                 )
             operation.begin()
@@ -146,7 +146,7 @@ class Engine:
         """Propose an operation and run it; False: the others propose another."""
         busy = self._propose(operation)
         if busy >= 0:
-            self._last = operation.call.name
+            self._last = operation.name
             self._end(self._last, operation.run(bool(busy)))
         return busy >= 0
 
@@ -162,26 +162,24 @@ class Engine:
         """Compare with what the other ranks propose: at least 0, and 1 or more if one is busy; -1: they differ."""
         if self._lost:
             raise self._lost
-        self._patience.operation = operation.call
-        word = operation.call.digest
-        if operation.publish():
-            word |= BUSY
-        return agree(self._transport, word)
+        self._patience.operation = operation
+        word = digest(operation.call, operation.name)
+        return agree(self._transport, word | BUSY if operation.shows and operation.publish() else word)
 
     def _sort_out(self) -> None:
         """Find out what is pending on all ranks, and wait for news where that is nothing."""
         with self._changes:
             news, silent = self._news, self._waiting >= self._count_threads() - (self._thread is not None)
-            calls = {name: operation.call for name, operation in self._pending.items()}
-        outcome = negotiate(self._transport, calls, silent)
+            pending = dict(self._pending)
+        outcome = negotiate(self._transport, {name: operation.call for name, operation in pending.items()}, silent)
         for name, texts in outcome.different.items():
-            self._end(name, error=mismatch(texts, calls[name].label, self._where))
+            self._end(name, error=mismatch(texts, pending[name].label, self._where))
         if outcome.agreed:
             self._agreed.extend(outcome.agreed)
             self._remember(outcome.agreed)
         elif outcome.hopeless:
-            for name, call in calls.items():
-                self._end(name, error=mismatch(outcome.waiting, call.label, self._where))
+            for name, operation in pending.items():
+                self._end(name, error=mismatch(outcome.waiting, operation.label, self._where))
         elif not outcome.different:
             self._await_news(news, outcome)
 

@@ -31,7 +31,7 @@ def agree(transport: Transport, word: int) -> int:
     """
     if transport.shared:
         everyone = words.all_gather(transport.shared, word)
-        if everyone.count(word) == len(everyone):
+        if everyone.count(word) == transport.size:
             return word & BUSY
         return BUSY if len({other & ~BUSY for other in everyone}) == 1 else -1
     digest = word & ~BUSY

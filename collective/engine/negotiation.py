@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from collective.engine.calls import SHUTDOWN, Call, ranks_text
+from collective.engine.calls import SHUTDOWN, Call, digest, ranks_text
 from collective.engine.matching import gather_texts
 from collective.transport.base import Transport
 
@@ -42,7 +42,7 @@ def negotiate(transport: Transport, pending: Mapping[str, Call], silent: bool) -
 
     Cost: an all-gather of the descriptions.
     """
-    mine = {name: (call.digest, str(call)[:LONGEST_TEXT]) for name, call in pending.items()}
+    mine = {name: (digest(call, name), call.describe(name)[:LONGEST_TEXT]) for name, call in pending.items()}
     # A rank that leaves the job calls nothing more, whatever its threads do.
     leaving = any(call.kind == SHUTDOWN for call in pending.values())
     told = [json.loads(text) for text in gather_texts(transport, json.dumps([silent, leaving, mine]))]

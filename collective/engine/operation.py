@@ -15,19 +15,33 @@ if TYPE_CHECKING:
 class Operation(abc.ABC):
     """What all kinds of operations share: they are begun once, by ``start`` or by ``wait``, and end once.
 
+    Attributes:
+        shows: Whether ``publish`` has something to show.
+
     Args:
         engine: Carries it out.
         call: What has to be the same on every rank.
+        name: What matches it with the calls of other ranks.
     """
 
-    __slots__ = ("_ended", "_engine", "call", "error", "result")
+    __slots__ = ("_ended", "_engine", "call", "error", "name", "result")
 
-    def __init__(self, engine: Engine, call: Call) -> None:
-        self._engine, self.call = engine, call
-        self.result: Any = None
-        self.error: BaseException | None = None
+    shows: bool = False
+
+    def __init__(self, engine: Engine, call: Call, name: str) -> None:
+        self._engine, self.call, self.name = engine, call, name
         # A lock that is held until the end: half the price of an Event. None: not started, or carried out at once.
         self._ended: threading.Lock | None = None
+        self.result: Any
+        self.error: BaseException | None
+
+    def __str__(self) -> str:
+        return self.call.describe(self.name)
+
+    @property
+    def label(self) -> str:
+        """The operation as errors name it."""
+        return self.call.label(self.name)
 
     def start(self) -> None:
         """Hand it to the engine and return; other threads, this one included, go on meanwhile."""

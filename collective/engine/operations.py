@@ -16,7 +16,7 @@ from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
 from collective.engine.matching import BUSY, agree, gather_counts
 from collective.engine.operation import Operation
-from collective.engine.ways import IN_PLACE, NEW, Alone, Bucketed, Exchanged, Joined, Resources, Way
+from collective.engine.ways import IN_PLACE, NEW, Alone, Bucketed, Exchanged, Joined, Native, Resources, Way
 from collective.reduce_ops import ReduceOp
 from collective.reduction import Reduction, reduction_for
 
@@ -25,12 +25,14 @@ class Plan(NamedTuple):
     """How an all-reduce of certain arrays is carried out.
 
     Attributes:
-        ways: Each with the places of its arrays.
-        detail: What the other ranks compare beside name, shapes and dtypes.
+        call: What the ranks compare, without a name.
+        ways: Each with the places of its arrays; None: all, in order.
+        shows: Whether the first way shows something before the ranks have met.
     """
 
-    ways: list[tuple[Way, list[int]]]
-    detail: ReduceOp | str
+    call: Call
+    ways: list[tuple[Way, list[int] | None]]
+    shows: bool
 
 
 class AllReduce(Operation):
@@ -46,7 +48,7 @@ class AllReduce(Operation):
         wire: The dtype of floats on the wire; None: their own.
     """
 
-    __slots__ = ("_arrays", "_plan", "_transport")
+    __slots__ = ("_arrays", "_transport", "_ways", "shows")
 
     def __init__(
         self,
@@ -58,25 +60,31 @@ class AllReduce(Operation):
         in_place: bool,
         wire: np.dtype | None,
     ) -> None:
-        what = kinds(arrays)
-        self._arrays, self._plan = arrays, planner.plan(what, op, in_place, wire)
+        plan = planner.plan(kinds(arrays), op, in_place, wire)
+        super().__init__(engine, plan.call, name)
+        self._arrays, self._ways, self.shows = arrays, plan.ways, plan.shows
         self._transport = planner.resources.transport
-        super().__init__(engine, Call("allreduce", name, what, self._plan.detail))
 
     def publish(self) -> bool:
         """See ``Operation``; what is reduced later is shown later."""
-        return any(way.publish([self._arrays[place] for place in places]) for way, places in self._plan.ways[:1])
+        way, places = self._ways[0]
+        return way.publish(self._of(places))
 
-    def run(self, busy: bool) -> list[np.ndarray]:
+    def run(self, busy: bool) -> Sequence[np.ndarray]:
         """See ``Operation``."""
+        if len(self._ways) == 1:
+            return self._ways[0][0].run(self._arrays, busy)
         results = list(self._arrays)
-        for number, (way, places) in enumerate(self._plan.ways):
-            arrays = [self._arrays[place] for place in places]
+        for number, (way, places) in enumerate(self._ways):
+            arrays = self._of(places)
             if number and way.shows:
                 busy = agree(self._transport, BUSY if way.publish(arrays) else 0) > 0
-            for place, result in zip(places, way.run(arrays, busy), strict=True):
+            for place, result in zip(places or [], way.run(arrays, busy), strict=True):
                 results[place] = result
         return results
+
+    def _of(self, places: list[int] | None) -> Sequence[np.ndarray]:
+        return self._arrays if places is None else [self._arrays[place] for place in places]
 
 
 class Planner:
@@ -105,7 +113,11 @@ class Planner:
             for place, (dtype, _) in enumerate(what):
                 places.setdefault(dtype, []).append(place)
             ways = [way for alike in places.values() for way in self._ways(what, alike, op, in_place, wire)]
-            plan = self._plans[key] = Plan(ways, op if wire is None else f"{op} in {wire} on the wire")
+            detail = op if wire is None else f"{op}, {wire} on the wire"
+            alone = len(ways) == 1
+            call = Call("allreduce", what, detail)
+            shows = any(way.shows for way, _ in ways[:1])
+            plan = self._plans[key] = Plan(call, [(way, None if alone else mine) for way, mine in ways], shows)
         return plan
 
     def _ways(
@@ -134,6 +146,8 @@ class Planner:
             return Exchanged(resources, layout, reduction, in_place)
         all_reduce = choice.by_name(name, transport)
         if in_place and len(shapes) == 1:
+            if name == NATIVE and not resources.settings.algorithm:
+                return Native(resources, reduction)
             return Alone(resources, all_reduce, reduction)
         if name == LARGE and transport.shared:
             return Joined(resources, layout, reduction, in_place)
@@ -141,7 +155,7 @@ class Planner:
 
     def _fastest(self, array_bytes: int, reduction: Reduction, in_place: bool) -> str:
         """The algorithm measured to be the fastest for so many bytes, of those that are possible."""
-        transport, native = self.resources.transport, self.resources.transport.native
+        native = self.resources.transport.native
         impossible = set()
         if native is None or not native.supports(reduction.op, reduction.dtype):
             impossible.add(NATIVE)
@@ -159,7 +173,7 @@ class AllGather(Operation):
     __slots__ = ("_array", "_resources")
 
     def __init__(self, engine: Engine, resources: Resources, array: np.ndarray, name: str) -> None:
-        super().__init__(engine, Call("allgather", name, ((array.dtype, array.shape[1:]),)))
+        super().__init__(engine, Call("allgather", ((array.dtype, array.shape[1:]),)), name)
         self._resources, self._array = resources, array
 
     def run(self, busy: bool) -> np.ndarray:  # noqa: ARG002
@@ -183,7 +197,7 @@ class Broadcast(Operation):
     def __init__(
         self, engine: Engine, resources: Resources, arrays: Sequence[np.ndarray], root: int, name: str
     ) -> None:
-        super().__init__(engine, Call("broadcast", name, kinds(arrays), root))
+        super().__init__(engine, Call("broadcast", kinds(arrays), root), name)
         self._resources, self._arrays, self._root = resources, arrays, root
 
     def run(self, busy: bool) -> list[np.ndarray]:  # noqa: ARG002
@@ -215,7 +229,7 @@ class ReduceScatter(Operation):
     __slots__ = ("_array", "_op", "_resources")
 
     def __init__(self, engine: Engine, resources: Resources, array: np.ndarray, op: ReduceOp, name: str) -> None:
-        super().__init__(engine, Call("reducescatter", name, kinds([array]), op))
+        super().__init__(engine, Call("reducescatter", kinds([array]), op), name)
         self._resources, self._array, self._op = resources, array, op
 
     def run(self, busy: bool) -> np.ndarray:  # noqa: ARG002
@@ -239,7 +253,7 @@ class AllToAll(Operation):
     def __init__(
         self, engine: Engine, resources: Resources, array: np.ndarray, splits: Sequence[int], name: str
     ) -> None:
-        super().__init__(engine, Call("alltoall", name, ((array.dtype, array.shape[1:]),)))
+        super().__init__(engine, Call("alltoall", ((array.dtype, array.shape[1:]),)), name)
         self._resources, self._array, self._splits = resources, array, splits
 
     def run(self, busy: bool) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
@@ -264,7 +278,7 @@ class Empty(Operation):
     def __init__(
         self, engine: Engine, resources: Resources, shape: tuple[int, ...], dtype: np.dtype, name: str
     ) -> None:
-        super().__init__(engine, Call("empty", name, ((dtype, shape),)))
+        super().__init__(engine, Call("empty", ((dtype, shape),)), name)
         self._resources, self._shape, self._dtype = resources, shape, dtype
 
     def run(self, busy: bool) -> np.ndarray:  # noqa: ARG002

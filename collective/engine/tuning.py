@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from collective.algorithms import choice, exchange, native
+from collective.algorithms import choice, exchange
 from collective.algorithms.choice import EXCHANGE, LARGE, NATIVE
 from collective.engine.fusion import Layout
 from collective.engine.matching import BUSY, agree, gather_counts, gather_texts
-from collective.engine.ways import IN_PLACE, NEW, Alone, Exchanged, Joined, Resources, Way
+from collective.engine.ways import IN_PLACE, NEW, Alone, Exchanged, Joined, Native, Resources, Way
 from collective.reduce_ops import Sum
 from collective.reduction import reduction_for
 from collective.transport.base import Transport
@@ -48,7 +48,7 @@ def crossovers(resources: Resources, place: str, thorough: bool = False) -> Cros
     transport = resources.transport
     small = resources.settings.small_bytes
     if small >= 0:
-        return dict.fromkeys((IN_PLACE, NEW), [(small, NATIVE), (exchange.LARGEST, EXCHANGE)])
+        return {key: [(small, NATIVE), (exchange.LARGEST, EXCHANGE)] for key in (IN_PLACE, NEW)}
     kept = _kept().get(place) if transport.rank == 0 and not thorough else None
     table = json.loads(gather_texts(transport, json.dumps(kept))[0])
     if table is None:
@@ -100,7 +100,7 @@ def _contenders(resources: Resources, size: int) -> dict[str, Way]:
     layout = Layout([(size // 4,)], reduction.dtype)
     ways: dict[str, Way] = {
         LARGE: Alone(resources, choice.large, reduction),
-        NATIVE: Alone(resources, native.all_reduce, reduction),
+        NATIVE: Native(resources, reduction),
     }
     if transport.shared:
         ways[JOINED] = Joined(resources, layout, reduction, in_place=False)

@@ -66,7 +66,7 @@ class Way(Protocol):
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:
         """Show this rank's values; returns whether this rank is busy. See ``Operation.publish``."""
 
-    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:
         """Reduce and return the results: the arrays themselves where the way works in place, else new ones."""
 
 
@@ -92,17 +92,17 @@ class Exchanged:
         self._reduction.prepare(mine)
         return False
 
-    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:  # noqa: ARG002
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
         """See ``Way``."""
         alone = self._in_place and len(arrays) == 1
         flat = arrays[0].reshape(-1) if alone else np.empty(self._layout.elements, self._reduction.dtype)
         exchange.reduce(self._shown[self._turn], flat, self._reduction)
         if alone:
-            return list(arrays)
+            return arrays
         if not self._in_place:
             return self._layout.views(flat)
         self._layout.unpack(flat, arrays)
-        return list(arrays)
+        return arrays
 
 
 class Joined:
@@ -131,7 +131,7 @@ class Joined:
         self._pack(arrays)
         return False
 
-    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:
         """See ``Way``."""
         if busy:
             if not self._arena.grow(self._bytes):
@@ -147,7 +147,7 @@ class Joined:
         if not self._in_place:
             return self._layout.views(rows[memory.rank])
         self._layout.unpack(rows[memory.rank], arrays)
-        return list(arrays)
+        return arrays
 
     def _pack(self, arrays: Sequence[np.ndarray]) -> None:
         mine = self._arena.row(self._start, self._bytes).view(self._dtype)
@@ -170,7 +170,7 @@ class Bucketed:
         """See ``Way``."""
         return False
 
-    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:  # noqa: ARG002
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
         """See ``Way``."""
         flat = np.empty(self._layout.elements, self._reduction.dtype)
         self._layout.pack(arrays, flat)
@@ -179,7 +179,28 @@ class Bucketed:
         if not self._in_place:
             return self._layout.views(flat)
         self._layout.unpack(flat, arrays)
-        return list(arrays)
+        return arrays
+
+
+class Native:
+    """One small array, reduced where it lies by the MPI library, which knows its dtype."""
+
+    shows = False
+
+    def __init__(self, resources: Resources, reduction: Reduction) -> None:
+        assert resources.transport.native is not None  # noqa: S101  # whoever chose this way has looked
+        self._native, self._reduction = resources.transport.native, reduction
+
+    def publish(self, arrays: Sequence[np.ndarray]) -> bool:  # noqa: ARG002
+        """See ``Way``."""
+        return False
+
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
+        """See ``Way``."""
+        (array,) = arrays
+        self._native.all_reduce(array, self._reduction.op)
+        self._reduction.finish(array)
+        return arrays
 
 
 class Alone:
@@ -188,22 +209,24 @@ class Alone:
     shows = False
 
     def __init__(self, resources: Resources, all_reduce: AllReduce, reduction: Reduction) -> None:
-        self._resources, self._all_reduce, self._reduction = resources, all_reduce, reduction
+        self._all_reduce, self._reduction = all_reduce, reduction
+        self._transport, self._segment_bytes = resources.transport, resources.settings.segment_bytes
+        self._residents = resources.residents
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:  # noqa: ARG002
         """See ``Way``."""
         return False
 
-    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> list[np.ndarray]:  # noqa: ARG002
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
         """See ``Way``."""
         (array,) = arrays
         flat = array.reshape(-1)
-        memory = self._resources.residents.memory_of(array)
+        memory = self._residents.memory_of(array)
         self._reduction.prepare(flat)
         if memory is None:
-            self._all_reduce(self._resources.transport, flat, self._reduction, self._resources.settings.segment_bytes)
+            self._all_reduce(self._transport, flat, self._reduction, self._segment_bytes)
         else:
             resident.meet(memory)
             areas = [area[: flat.size] for area in resident.areas(memory, flat.dtype)]
             resident.all_reduce(memory, areas, self._reduction)
-        return [array]
+        return arrays

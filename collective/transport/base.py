@@ -27,7 +27,7 @@ class Native(Protocol):
         """Tell whether its results equal NumPy's for ``op`` on ``dtype``."""
 
     def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
-        """Reduce a flat contiguous array in place, once all ranks have come; an average is left as the sum."""
+        """Reduce a contiguous array in place, once all ranks have come; an average is left as the sum."""
 
     def all_reduce_patiently(self, array: np.ndarray, op: ReduceOp) -> None:
         """Do the same while a rank may be late: without holding a core until it comes, and not in silence."""

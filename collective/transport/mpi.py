@@ -90,7 +90,8 @@ class MpiNative:
 
     def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce in place, once all ranks have come; see ``collective.transport.base``."""
-        self._communicator.Allreduce(MPI.IN_PLACE, [array, self._datatype(array)], self.OPS[op])
+        # mpi4py finds the datatype sooner than we could: these are all that it knows.
+        self._communicator.Allreduce(MPI.IN_PLACE, array, self.OPS[op])
 
     def all_reduce_patiently(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce in place; see ``collective.transport.base``."""

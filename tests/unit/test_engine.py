@@ -34,7 +34,7 @@ class Ranks:
         # The ranks are threads of one process, so how many threads a rank has is told, not counted.
         self.engine = Engine(transport, self.patience, lambda: 1000 if may_call_more else 0)
         self.resources = Resources.for_transport(transport, Settings(**options), self.patience)
-        self.planner = Planner(self.resources, dict.fromkeys(("in place", "new"), [(1000, "exchange")]))
+        self.planner = Planner(self.resources, {key: [(1000, "exchange")] for key in ("in place", "new")})
 
     def allreduce(self, name, array, op=Sum, in_place=False):
         return AllReduce(self.engine, self.planner, [array], op, name, in_place, None)
@@ -128,7 +128,7 @@ def test_a_rank_that_leaves_is_told_to_those_that_wait_though_they_may_call_more
             if transport.rank == 0:
                 ranks.allreduce("a", np.ones(2)).wait()
             else:
-                Meeting(ranks.engine, Call(SHUTDOWN, SHUTDOWN)).wait()
+                Meeting(ranks.engine, Call(SHUTDOWN), SHUTDOWN).wait()
 
     run_ranks(2, one_rank)
 
@@ -167,7 +167,7 @@ def test_handles_tell_when_they_are_done():
         operation = ranks.allreduce("late", np.ones(1))
         operation.start()
         early = operation.done()
-        Meeting(ranks.engine, Call("barrier", "both have looked")).wait()
+        Meeting(ranks.engine, Call("barrier"), "both have looked").wait()
         if transport.rank:
             return early, operation.wait()[0].tolist(), operation.done()
         return early, operation.wait()[0].tolist(), operation.done()
