@@ -126,7 +126,7 @@ class Planner:
         """The ways for the arrays at ``places``, which have one dtype."""
         resources, settings = self.resources, self.resources.settings
         dtype = what[places[0]][0]
-        reduction = reduction_for(op, dtype, resources.transport.size, *([wire] if wire else []))
+        reduction = reduction_for(op, dtype, resources.transport.size, wire)
         sizes = [math.prod(what[place][1]) * dtype.itemsize for place in places]
         # Inside a host all new results are joined, however large: they have to be copied anyway.
         limit = 2**62 if resources.transport.shared and not (in_place or settings.algorithm) else settings.fusion_bytes

@@ -11,6 +11,7 @@ import numpy as np
 from collective import launched
 from collective.dtypes import byte_view
 from collective.errors import LaunchError, TransportError
+from collective.log import logger
 from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
 from collective.transport.base import Transport
 from collective.transport.patience import Patience
@@ -154,6 +155,7 @@ def connect(patience: Patience, environment: Mapping[str, str]) -> MpiTransport:
     if not MPI.Is_initialized():
         _check_vendor(launch)
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    _check_thread_level(launch)
     world = MPI.COMM_WORLD
     if launch and launch.size != world.size:
         raise LaunchError(
@@ -164,6 +166,25 @@ def connect(patience: Patience, environment: Mapping[str, str]) -> MpiTransport:
             where=f"process {launch.rank} of {launch.size}",
         )
     return MpiTransport(world, patience)
+
+
+def _check_thread_level(launch: launched.Launched | None) -> None:
+    """Whoever started MPI has said which threads may call it; the engine has one of its own."""
+    level = MPI.Query_thread()
+    if level == MPI.THREAD_MULTIPLE:
+        return
+    names = {MPI.THREAD_SINGLE: "SINGLE", MPI.THREAD_FUNNELED: "FUNNELED", MPI.THREAD_SERIALIZED: "SERIALIZED"}
+    received = f"MPI_THREAD_{names.get(level, level)} ({library()})"
+    if level < MPI.THREAD_SERIALIZED:
+        raise LaunchError(
+            "MPI allows calls from any thread of a process",
+            received=received,
+            fix="Call collective.init() before MPI is started, or start it with MPI_THREAD_MULTIPLE, mpi4py's default",
+            where=f"process {launch.rank} of {launch.size}" if launch else "",
+        )
+    logger.warning(
+        "MPI was started with %s: don't call MPI yourself while operations are under way. Right otherwise.", received
+    )
 
 
 def library() -> str:
