@@ -14,15 +14,13 @@ from collective.backends.base import Backend, Operation
 from collective.engine import operations, tuning
 from collective.engine.calls import SHUTDOWN, Call
 from collective.engine.engine import Engine
-from collective.engine.matching import all_agree
 from collective.engine.operations import Planner
 from collective.engine.ways import Resources
-from collective.errors import MismatchError, TransportError
-from collective.log import logger
+from collective.errors import MismatchError
 from collective.reduce_ops import ReduceOp
 from collective.settings import Settings
-from collective.transport import mpi, segment
-from collective.transport.group import Group
+from collective.transport import mpi
+from collective.transport.hosts import share_memory
 from collective.transport.patience import Patience
 
 
@@ -44,32 +42,11 @@ class MpiBackend(Backend):
         self.transport = mpi.connect(patience, environment)
         hosts = self.transport.hosts()
         self.topology = topology.from_hosts(self.transport.rank, hosts)
-        self._share_memory(hosts, patience)
+        share_memory(self.transport, hosts, shared_memory.segment_size, patience)
         self._resources = Resources.for_transport(self.transport, settings, patience)
         place = f"{platform.node()}, {mpi.library()}, {self.topology.size} ranks, {self.topology.local_size} here"
         self._planner = Planner(self._resources, tuning.crossovers(self._resources, place))
         self._engine = Engine(self.transport, patience)
-
-    def _share_memory(self, hosts: Sequence[str], patience: Patience) -> None:
-        """Let the ranks of each host share memory, where all hosts have the same number of ranks."""
-        here = self.topology.local_size
-        if here == 1 or {hosts.count(host) for host in hosts} != {here}:
-            return
-        local = Group(self.transport, [rank for rank, host in enumerate(hosts) if host == hosts[self.topology.rank]])
-        size = shared_memory.segment_size(here)
-        try:
-            local.shared = segment.create(local, size, patience)
-        except TransportError as error:
-            logger.warning("%s Messages are used instead: slower, and right.", error)
-        # One host without shared memory is enough for all to go by messages.
-        if not all_agree(self.transport, local.shared is not None):
-            return
-        if here == self.topology.size:
-            self.transport.shared = local.shared
-        else:
-            local_ranks = [hosts[:rank].count(host) for rank, host in enumerate(hosts)]
-            peers = [rank for rank, local_rank in enumerate(local_ranks) if local_rank == self.topology.local_rank]
-            self.transport.hierarchy = (local, Group(self.transport, peers))
 
     def allreduce(
         self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str, in_place: bool, wire: np.dtype | None = None

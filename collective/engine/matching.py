@@ -40,11 +40,6 @@ def agree(transport: Transport, word: int) -> int:
     return int(extremes[2]) if extremes[0] == -extremes[1] else -1
 
 
-def all_agree(transport: Transport, yes: bool) -> bool:
-    """Tell whether every rank says yes. Cost: one all-reduce of 8 bytes a rank."""
-    return int(gather_counts(transport, not yes).sum()) == 0
-
-
 def gather_counts(transport: Transport, count: int) -> np.ndarray:
     """Every rank's ``count``, as int64[size]. Cost: one all-reduce of 8 x size bytes, or a few flags."""
     if transport.shared:

@@ -47,7 +47,8 @@ class Residents:
         try:
             return segment.create(self._transport, total_bytes, self._patience)
         except TransportError as error:
-            logger.warning("%s Data is copied instead: slower, and right.", error)
+            if self._transport.rank == 0:
+                logger.warning("%s Data is copied instead: slower, and right.", error)
             return None
 
     def memory_of(self, array: np.ndarray) -> SharedMemory | None:

@@ -20,7 +20,7 @@ from collective.transport.patience import Patience
 from collective.transport.shared import SharedMemory, flag_bytes
 
 FOLDER = "/dev/shm"  # noqa: S108  # mkstemp makes the name: unpredictable, exclusive, 0600
-LONGEST_PATH = 256
+LONGEST_TEXT = 256
 
 
 def create(transport: Transport, data_bytes: int, patience: Patience) -> SharedMemory:
@@ -36,7 +36,7 @@ def create(transport: Transport, data_bytes: int, patience: Patience) -> SharedM
             containers that don't share it, or the processor may reorder stores.
     """
     total = flag_bytes(transport.size) + data_bytes
-    path = np.zeros(LONGEST_PATH, np.uint8)
+    path = np.zeros(LONGEST_TEXT, np.uint8)
     memory: mmap.mmap | None = None
     failure = ""
     with contextlib.ExitStack() as undo:
@@ -55,9 +55,9 @@ def create(transport: Transport, data_bytes: int, patience: Patience) -> SharedM
             except OSError as error:
                 failure = f"{error.strerror or error}: rank {transport.rank} can't open what rank 0 made"
         # Everyone hears of everyone before the name goes: mapped by all, or used by none.
-        failed = _count(transport, memory is None)
-    if memory is None or failed:
-        raise TransportError("the ranks of one host share memory", received=failure or f"failed on {failed} ranks")
+        failure = _first_failure(transport, failure)
+    if memory is None or failure:
+        raise TransportError("the ranks of one host share memory", received=failure)
     return SharedMemory(transport.rank, transport.size, memory, patience)
 
 
@@ -93,15 +93,17 @@ def _from_first(transport: Transport, buffer: np.ndarray) -> list[Request]:
     return [transport.receive(buffer, 0)]
 
 
-def _count(transport: Transport, mine: bool) -> int:
-    """On how many ranks ``mine`` holds; known to all."""
-    everyone = np.zeros(transport.size, np.uint8)
-    everyone[transport.rank] = mine
+def _first_failure(transport: Transport, mine: str) -> str:
+    """What went wrong on the first rank on which something did; known to all."""
+    everyone = np.zeros((transport.size, LONGEST_TEXT), np.uint8)
+    text = mine.encode()[:LONGEST_TEXT]
+    everyone[transport.rank, : len(text)] = np.frombuffer(text, np.uint8)
     if transport.rank == 0:
-        for request in [transport.receive(everyone[r : r + 1], r) for r in range(1, transport.size)]:
+        for request in [transport.receive(everyone[rank], rank) for rank in range(1, transport.size)]:
             request.wait()
     else:
-        transport.send(everyone[transport.rank : transport.rank + 1], 0).wait()
+        transport.send(everyone[transport.rank], 0).wait()
     for request in _from_first(transport, everyone):
         request.wait()
-    return int(everyone.sum())
+    texts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in everyone]
+    return next(filter(None, texts), "")
