@@ -15,6 +15,8 @@ the forwarding of segments as in pipelined rings (Chan et al., "Collective commu
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -29,6 +31,23 @@ AHEAD = 8
 
 # Called with the number of a chunk and of a segment of it.
 Notice = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Company:
+    """Others that a ring goes along with, such as the ranks of the same host.
+
+    Attributes:
+        wanted: Called before a segment of our own values is used.
+        final: Called when a segment holds the result.
+        sends: Is told of every message that leaves. Who waits in ``wanted`` or ``final`` has to ask now and then
+            whether they are done: MPI moves messages only while it is called, and the ranks waited for may wait for
+            these.
+    """
+
+    wanted: Notice
+    final: Notice
+    sends: collections.deque[Request]
 
 
 def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
@@ -64,8 +83,7 @@ def rotate(
     parts: Sequence[Sequence[np.ndarray]],
     reduction: Reduction | None,
     steps: range,
-    wanted: Notice | None = None,
-    final: Notice | None = None,
+    company: Company | None = None,
 ) -> None:
     """Run ``steps`` of the ring: in step s, chunk rank-1-s leaves to the right and chunk rank-2-s comes from the left.
 
@@ -77,8 +95,7 @@ def rotate(
         parts: ``parts[c][n]`` is segment n of chunk c, for N chunks of the same number of segments.
         reduction: How to add; None: there is nothing to add.
         steps: Of 2(N - 1) steps, those to run.
-        wanted: Called before a segment of our own values is used.
-        final: Called when a segment holds the result.
+        company: Whom to tell how far this rank is.
     """
     rank, size, count = transport.rank, transport.size, len(parts[0])
     left, right, adding_steps = (rank - 1) % size, (rank + 1) % size, size - 1
@@ -101,50 +118,55 @@ def rotate(
             sends[index - adding_steps * count].wait()
         receives.append((transport.receive(buffer, left), buffer))
 
+    def send(buffer: np.ndarray) -> None:
+        sends.append(transport.send(buffer, right))
+        if company:
+            company.sends.append(sends[-1])
+
     for index in range(ahead):
         post_receive(index)
     first = (rank - 1 - steps.start) % size
     for number in range(count if arrivals else 0):
-        if wanted:
-            wanted(first, number)
+        if company:
+            company.wanted(first, number)
         if wire:
             wire.leave(parts[first][number], moving[first][number])
-        sends.append(transport.send(moving[first][number], right))
+        send(moving[first][number])
     for index, (chunk, number, step) in enumerate(arrivals):
         own, moved = parts[chunk][number], moving[chunk][number]
-        if wanted and step < adding_steps:
-            wanted(chunk, number)  # while the message is on its way
+        if company and step < adding_steps:
+            company.wanted(chunk, number)  # while the message is on its way
         request, buffer = receives[index]
         request.wait()
         if step < adding_steps and reduction:
             # The partial result came round from other ranks; each element is computed on one rank only.
             _add(reduction, buffer, own, moved, last=step == adding_steps - 1)
         if step + 1 < steps.stop:
-            sends.append(transport.send(moved, right))
+            send(moved)
         if index + ahead < len(arrivals):
             post_receive(index + ahead)
         if step >= adding_steps - 1:
             if wire:
                 wire.read(moved, own)
-            if final:
-                final(chunk, number)
+            if company:
+                company.final(chunk, number)
     for request in sends:
         request.wait()
 
 
-def follow(rank: int, size: int, count: int, wanted: Notice, final: Notice) -> None:
-    """Make the calls that ``rotate`` makes on ``rank`` of ``size`` in a whole all-reduce, in the same order.
+def follow(rank: int, size: int, count: int, company: Company) -> None:
+    """Tell ``company`` what ``rotate`` tells it on ``rank`` of ``size`` in a whole all-reduce, in the same order.
 
     For a rank that sends nothing itself but works for one that does; ``count`` is the number of segments a chunk.
     """
     for number in range(count):
-        wanted((rank - 1) % size, number)
+        company.wanted((rank - 1) % size, number)
     for step, number in itertools.product(range(2 * (size - 1)), range(count)):
         chunk = (rank - 2 - step) % size
         if step < size - 1:
-            wanted(chunk, number)
+            company.wanted(chunk, number)
         if step >= size - 2:
-            final(chunk, number)
+            company.final(chunk, number)
 
 
 def _add(reduction: Reduction, arrived: np.ndarray, own: np.ndarray, moved: np.ndarray, last: bool) -> None:

@@ -1,5 +1,6 @@
 """Hosts with several ranks each: finding them, and the all-reduce over them for any numbers of ranks a host."""
 
+import collections
 import itertools
 import logging
 
@@ -148,6 +149,57 @@ def test_the_segment_of_shared_memory_that_is_used_for_real():
         placing.share_memory(transport, hosts, shared_memory.segment_size, Patience(0))
         array = inputs[transport.rank].copy()
         hierarchical.all_reduce(transport, array, reduction_for(Sum, array.dtype, len(hosts)), 64 * 1024)
+        return array
+
+    for result in run_ranks(len(hosts), one_rank):
+        np.testing.assert_array_equal(result, inputs.sum(0))
+
+
+class Lazy:
+    """Moves messages only while it is called, as MPI does: one of those sent leaves when its rank has asked often."""
+
+    native = shared = hierarchy = None
+
+    def __init__(self, transport):
+        self.rank, self.size, self.transport = transport.rank, transport.size, transport
+        self.unsent, self.asked = collections.deque(), 0
+        self.patience = 1 + transport.rank * 17 % 40
+
+    def send(self, buffer, to):
+        request = LazyRequest(self)
+        self.unsent.append((request, buffer, to))
+        return request
+
+    def receive(self, buffer, source):
+        return LazyRequest(self, self.transport.receive(buffer, source))
+
+
+class LazyRequest:
+    def __init__(self, transport, request=None):
+        self.transport, self.request = transport, request
+
+    def done(self):
+        self.transport.asked += 1
+        if self.transport.unsent and self.transport.asked % self.transport.patience == 0:
+            request, buffer, to = self.transport.unsent.popleft()
+            request.request = self.transport.transport.send(buffer, to)
+        return self.request is not None and self.request.done()
+
+    def wait(self):
+        Patience(0, timeout_seconds=20).wait(self.done)
+
+
+@pytest.mark.parametrize("ranks_of_hosts", [[2, 2], [3, 2, 2], [1, 2]])
+def test_messages_move_on_while_a_rank_waits_for_its_host(ranks_of_hosts):
+    """Else each of two lanes may wait for a message that the other's neighbour has begun to send."""
+    hosts = placed(ranks_of_hosts, in_turn=False)
+    inputs = np.random.default_rng(6).integers(-99, 99, (len(hosts), 5000)).astype(np.float32)
+
+    def one_rank(transport):
+        lazy = Lazy(transport)
+        placing.share_memory(lazy, hosts, tiny_segments, Patience(0, timeout_seconds=10))
+        array = inputs[transport.rank].copy()
+        hierarchical.all_reduce(lazy, array, reduction_for(Sum, array.dtype, len(hosts)), 256)
         return array
 
     for result in run_ranks(len(hosts), one_rank):
