@@ -37,6 +37,7 @@ from collective.torch.optimizer import DistributedOptimizer as DistributedOptimi
 from collective.torch.sparse import sparse_allreduce_async as sparse_allreduce_async
 from collective.torch.state import broadcast_optimizer_state as broadcast_optimizer_state
 from collective.torch.state import broadcast_parameters as broadcast_parameters
+from collective.torch.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
 from collective.world import cross_rank as cross_rank
 from collective.world import cross_size as cross_size
 from collective.world import init as init
