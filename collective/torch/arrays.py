@@ -21,11 +21,10 @@ def array_of(tensor: torch.Tensor) -> Array:
             received=type(tensor).__name__,
             fix="Pass torch.as_tensor(...), or use the operations of collective, which take arrays",
         )
-    values = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if values.dtype is torch.bfloat16:  # NumPy has none of its own
-        return values.view(torch.int16).numpy().view(BFLOAT16)
+    if tensor.dtype is torch.bfloat16 and tensor.layout is torch.strided:  # NumPy has none of its own
+        return tensor.detach().view(torch.int16).numpy(force=True).view(BFLOAT16)
     try:
-        return values.numpy()
+        return tensor.numpy(force=True)
     except TypeError:
         # Refused by the operation itself, which tells the other ranks and repeats this dtype in its error.
         kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
