@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 
@@ -111,6 +112,7 @@ class MpiTransport:
         self._communicator = communicator.Dup()
         self._communicator.Set_errhandler(MPI.ERRORS_RETURN)
         self._patience = patience
+        patience.progress = functools.partial(self._communicator.Iprobe, MPI.ANY_SOURCE, MPI.ANY_TAG)
         self.rank, self.size = communicator.rank, communicator.size
         self.native = MpiNative(self._communicator, patience)
         self.shared: SharedMemory | None = None
@@ -135,6 +137,7 @@ class MpiTransport:
 
     def close(self) -> None:
         """Give the duplicate back; called by all ranks."""
+        self._patience.progress = lambda: None
         self._communicator.Free()
 
     def abort(self, status: int) -> None:

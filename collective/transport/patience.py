@@ -27,6 +27,9 @@ class Patience:
     def __init__(self, stall_seconds: float, timeout_seconds: float = 0) -> None:
         self.stall_seconds, self.timeout_seconds = stall_seconds, timeout_seconds
         self.operation: object = "an operation"  # what messages say; made a text only then
+        # What keeps messages moving that this rank has sent. MPI moves them only while it is called: a rank that waits
+        # for a flag in shared memory may be waited for by one that still lacks the end of an earlier message.
+        self.progress: Callable[[], object] = lambda: None
 
     def wait(self, test: Callable[[], bool], whom: Callable[[], str] = lambda: "other ranks") -> None:
         """Return once ``test()`` is true.
@@ -44,6 +47,7 @@ class Patience:
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
         while not test():
+            self.progress()
             waited = time.perf_counter() - started
             if waited < AWAKE:
                 os.sched_yield()

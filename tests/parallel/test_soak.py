@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 import collective
 from collective import Average, Max, Sum
+from collective.algorithms import ring
+from collective.reduction import reduction_for
 
 DTYPES = [np.float32, np.float64, np.int64, np.uint8, np.float16, ml_dtypes.bfloat16]
 SIZES = [0, 1, 63, 1000, 5000, 20_000, 70_000, 400_000]
@@ -124,3 +126,16 @@ def test_a_thousand_steps_stay_right():
     for _ in range(1000):
         kind = KINDS[steps.random.integers(len(KINDS))]
         steps.step(kind, int(steps.random.choice(SIZES[:-1])), np.dtype(DTYPES[steps.random.integers(len(DTYPES))]))
+
+
+def test_long_messages_come_through_while_their_sender_waits_for_a_flag(rank, size):
+    """MPI moves what a rank has sent only while that rank calls MPI; a wait for a flag has to call it as well."""
+    backend = collective.world.backend()
+    if size == 1 or backend.name != "mpi":
+        pytest.skip("one rank, or another's core, sends no messages of ours")
+    reduction = reduction_for(Sum, np.dtype(np.float32), size)
+    for number in range(6):
+        array = np.full(15_000_000, rank + number, np.float32)
+        ring.all_reduce(backend.transport, array, reduction, 256 * 1024)
+        collective.barrier()
+        assert (array == size * (size - 1) / 2 + size * number).all()
