@@ -20,6 +20,7 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
     Cost per rank: log2 N messages, log2 N x bytes; two messages more where N is no power of two. ``segment_bytes`` is
     not used: this is for arrays that fit one message.
     """
+    reduction.prepare(array)
     folding = fold(transport, array, reduction)
     if folding.rank is not None:
         received = np.empty_like(array)

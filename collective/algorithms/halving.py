@@ -21,6 +21,7 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
     Cost per rank: 2 log2 N messages, 2(N-1)/N x bytes; where N is no power of two, two messages and up to 2 x bytes
     more. ``segment_bytes`` is not used: the parts shrink by themselves.
     """
+    reduction.prepare(array)
     folding = fold(transport, array, reduction)
     if folding.rank is not None:
         _reduce_and_gather(

@@ -18,7 +18,6 @@ all-reduce); the shares as in Horovod's hierarchical all-reduce.
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
 
 import numpy as np
 
@@ -26,7 +25,6 @@ from collective.algorithms import ring, shared_memory
 from collective.algorithms.segments import cut, even_bounds, segment_count
 from collective.reduction import Reduction
 from collective.transport.base import Transport
-from collective.transport.hosts import Hierarchy
 
 # Segments of a lane in a piece, at most: ranks of a host that come to a piece wait for each other, the fewer times the
 # better; but the first piece is reduced, and the last one read, while the links are idle.
@@ -40,13 +38,14 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
     a chunk of a lane; a host's link carries 2(H-1)/H x bytes each way. No messages on other ranks.
     """
     assert transport.hierarchy is not None  # noqa: S101  # whoever chose this algorithm has looked
-    here = cast(Hierarchy, transport.hierarchy)
+    here = transport.hierarchy
     local, lanes = here.local, here.lanes
     segments = segment_count(-(-array.size // (here.hosts * lanes)), array.itemsize, segment_bytes)
     together = min(TOGETHER, segments)
     count = -(-segments // together)
     pieces = [cut(chunk, count) for chunk in cut(array, here.hosts)]
-    inside = dataclasses.replace(reduction, finish=_not_yet)
+    inside = dataclasses.replace(reduction, finish=_nothing)
+    across = dataclasses.replace(reduction, prepare=_nothing) if local.shared else reduction
 
     def shares(piece: np.ndarray) -> list[int]:
         return even_bounds(piece.size, lanes) + [piece.size] * (local.size - lanes)
@@ -61,14 +60,13 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
             piece = pieces[chunk][number // together]
             shared_memory.all_gather(local, piece, shares(piece), segment_bytes)
 
-    company = ring.Company(reduce, gather, here.sends)
+    company = ring.Company(reduce, gather)
     if here.cross is None:
         ring.follow(here.host, here.hosts, count * together, company)
     else:
         mine = [[part for piece in chunk for part in cut(cut(piece, lanes)[local.rank], together)] for chunk in pieces]
-        ring.rotate(here.cross, mine, reduction, range(2 * (here.hosts - 1)), company)
-    here.sends.clear()
+        ring.rotate(here.cross, mine, across, range(2 * (here.hosts - 1)), company)
 
 
-def _not_yet(values: np.ndarray) -> None:
-    """Values that are reduced inside a host only are not finished."""
+def _nothing(values: np.ndarray) -> None:
+    """Values that are reduced inside a host only are not finished, but are prepared already."""

@@ -32,8 +32,7 @@ def all_reduce(memory: SharedMemory, arrays: Sequence[np.ndarray], reduction: Re
     for start in range(bounds[memory.rank], bounds[memory.rank + 1], step):
         piece = slice(start, min(start + step, bounds[memory.rank + 1]))
         mine = arrays[memory.rank][piece]
-        for other in others:
-            reduction.combine(mine, other[piece], mine)
+        reduction.join([mine, *(other[piece] for other in others)], mine)
         reduction.finish(mine)
         for other in others:
             np.copyto(other[piece], mine)

@@ -15,7 +15,6 @@ the forwarding of segments as in pipelined rings (Chan et al., "Collective commu
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -40,14 +39,10 @@ class Company:
     Attributes:
         wanted: Called before a segment of our own values is used.
         final: Called when a segment holds the result.
-        sends: Is told of every message that leaves. Who waits in ``wanted`` or ``final`` has to ask now and then
-            whether they are done: MPI moves messages only while it is called, and the ranks waited for may wait for
-            these.
     """
 
     wanted: Notice
     final: Notice
-    sends: collections.deque[Request]
 
 
 def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
@@ -118,11 +113,6 @@ def rotate(
             sends[index - adding_steps * count].wait()
         receives.append((transport.receive(buffer, left), buffer))
 
-    def send(buffer: np.ndarray) -> None:
-        sends.append(transport.send(buffer, right))
-        if company:
-            company.sends.append(sends[-1])
-
     for index in range(ahead):
         post_receive(index)
     first = (rank - 1 - steps.start) % size
@@ -131,18 +121,24 @@ def rotate(
             company.wanted(first, number)
         if wire:
             wire.leave(parts[first][number], moving[first][number])
-        send(moving[first][number])
+        elif reduction:
+            reduction.prepare(parts[first][number])
+        sends.append(transport.send(moving[first][number], right))
     for index, (chunk, number, step) in enumerate(arrivals):
         own, moved = parts[chunk][number], moving[chunk][number]
-        if company and step < adding_steps:
-            company.wanted(chunk, number)  # while the message is on its way
+        if step < adding_steps and reduction:
+            # While the message is on its way.
+            if company:
+                company.wanted(chunk, number)
+            if not wire:
+                reduction.prepare(own)
         request, buffer = receives[index]
         request.wait()
         if step < adding_steps and reduction:
             # The partial result came round from other ranks; each element is computed on one rank only.
             _add(reduction, buffer, own, moved, last=step == adding_steps - 1)
         if step + 1 < steps.stop:
-            send(moved)
+            sends.append(transport.send(moved, right))
         if index + ahead < len(arrivals):
             post_receive(index + ahead)
         if step >= adding_steps - 1:

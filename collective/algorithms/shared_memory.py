@@ -114,14 +114,11 @@ def _publish(memory: SharedMemory, block: int, parts: list[np.ndarray], slots: n
 def _reduce(memory: SharedMemory, block: int, mine: np.ndarray, slots: np.ndarray, reduction: Reduction | None) -> None:
     slot, me = slots[block % SLOTS], memory.rank
     result = slot[me, me, : mine.size]
-    total = mine
-    for other in range(memory.size):
-        if other != me:
-            memory.wait_flag(PUBLISHED, other, block + 1)
-            if reduction:
-                reduction.combine(total, slot[other, me, : mine.size], result)
-                total = result
+    others = [rank for rank in range(memory.size) if rank != me]
+    for rank in others:
+        memory.wait_flag(PUBLISHED, rank, block + 1)
     if reduction:
+        reduction.join([mine, *(slot[rank, me, : mine.size] for rank in others)], result)
         reduction.finish(result)
         mine[:] = result
     else:

@@ -14,6 +14,7 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
     Cost: rank 0 has 2(N-1) messages and 2(N-1) x bytes (and that memory), every other rank 2 messages and 2 x bytes.
     ``segment_bytes`` is not used: an array travels whole. Source: the "parameter server" of one.
     """
+    reduction.prepare(array)
     if transport.rank != 0:
         transport.send(array, 0).wait()
         transport.receive(array, 0).wait()

@@ -20,6 +20,7 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
 
     Cost: a leaf has 2S messages and 2 x bytes, the root 2 S log2 N messages and 2 log2 N x bytes, for S segments.
     """
+    reduction.prepare(array)
     parent, children = _neighbours(transport.rank, transport.size)
     rising: list[Request] = []
     for segment in segments(array, segment_bytes):

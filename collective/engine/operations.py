@@ -236,7 +236,6 @@ class ReduceScatter(Operation):
         """See ``Operation``."""
         transport, array = self._resources.transport, self._array
         reduction = reduction_for(self._op, array.dtype, transport.size)
-        reduction.prepare(array.reshape(-1))
         rows = even_bounds(len(array), transport.size)
         row_size = math.prod(array.shape[1:])
         bounds = [row * row_size for row in rows]

@@ -89,7 +89,6 @@ class Exchanged:
         self._turn = words.turn(self._memory)
         mine = self._shown[self._turn][self._memory.rank]
         self._layout.pack(arrays, mine)
-        self._reduction.prepare(mine)
         return False
 
     def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
@@ -152,7 +151,6 @@ class Joined:
     def _pack(self, arrays: Sequence[np.ndarray]) -> None:
         mine = self._arena.row(self._start, self._bytes).view(self._dtype)
         self._layout.pack(arrays, mine, self._factor)
-        self._reduction.prepare(mine)
 
 
 class Bucketed:
@@ -174,7 +172,6 @@ class Bucketed:
         """See ``Way``."""
         flat = np.empty(self._layout.elements, self._reduction.dtype)
         self._layout.pack(arrays, flat)
-        self._reduction.prepare(flat)
         self._all_reduce(self._resources.transport, flat, self._reduction, self._resources.settings.segment_bytes)
         if not self._in_place:
             return self._layout.views(flat)
@@ -222,11 +219,9 @@ class Alone:
         (array,) = arrays
         flat = array.reshape(-1)
         memory = self._residents.memory_of(array)
-        self._reduction.prepare(flat)
         if memory is None:
             self._all_reduce(self._transport, flat, self._reduction, self._segment_bytes)
         else:
-            resident.meet(memory)
             areas = [area[: flat.size] for area in resident.areas(memory, flat.dtype)]
             resident.all_reduce(memory, areas, self._reduction)
         return arrays

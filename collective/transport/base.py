@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,6 +33,24 @@ class Native(Protocol):
         """Do the same while a rank may be late: without holding a core until it comes, and not in silence."""
 
 
+class Hierarchy(NamedTuple):
+    """The place of a rank among several hosts, of which some have several ranks.
+
+    Attributes:
+        local: The ranks of this host; they share memory where they are more than one.
+        cross: One rank of each host, in the same order of hosts for every lane; None: this rank carries no lane.
+        lanes: How many ranks of each host carry a lane: those with the lowest local ranks.
+        host: Number of this host.
+        hosts: Number of hosts.
+    """
+
+    local: Transport
+    cross: Transport | None
+    lanes: int
+    host: int
+    hosts: int
+
+
 class Transport(Protocol):
     """Messages between the ranks of one group.
 
@@ -56,8 +74,8 @@ class Transport(Protocol):
         """Memory that all its ranks map; None: they are on several hosts, or can't."""
 
     @property
-    def hierarchy(self) -> tuple[Transport, Transport] | None:
-        """The ranks of this host, which share memory, and one rank of each host; None: there are no such groups."""
+    def hierarchy(self) -> Hierarchy | None:
+        """The groups that this rank belongs to; None: every rank has a host of its own, or all have one."""
 
     def send(self, buffer: np.ndarray, to: int) -> Request:
         """Start to send ``buffer`` to rank ``to``."""

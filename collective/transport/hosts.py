@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from collective.errors import TransportError
 from collective.log import logger
 from collective.transport import segment
-from collective.transport.base import Request, Transport
+from collective.transport.base import Hierarchy, Transport
 from collective.transport.group import Group
 from collective.transport.patience import Patience
 from collective.transport.shared import SharedMemory
-
-
-class Hierarchy(NamedTuple):
-    """The place of a rank among several hosts, of which some have several ranks.
-
-    Attributes:
-        local: The ranks of this host; they share memory where they are more than one.
-        cross: One rank of each host, in the same order of hosts for every lane; None: this rank carries no lane.
-        lanes: How many ranks of each host carry a lane: those with the lowest local ranks.
-        host: Number of this host.
-        hosts: Number of hosts.
-        sends: Messages to other hosts, pushed on while this rank waits for one of its host.
-    """
-
-    local: Transport
-    cross: Transport | None
-    lanes: int
-    host: int
-    hosts: int
-    sends: collections.deque[Request]
-
-
-class Pushing(Patience):
-    """Waits for ranks of the same host while the messages to other hosts move on: MPI moves them only when asked.
-
-    Args:
-        patience: Waits.
-        sends: The messages; those that are done are removed.
-    """
-
-    def __init__(self, patience: Patience, sends: collections.deque[Request]) -> None:
-        super().__init__(patience.stall_seconds, patience.timeout_seconds)
-        self._patience, self._sends = patience, sends
-
-    def wait(self, test: Callable[[], bool], whom: Callable[[], str] = lambda: "ranks of this host") -> None:
-        """See ``Patience``."""
-        self._patience.wait(lambda: test() or self._push(), whom)
-
-    def _push(self) -> bool:
-        while self._sends and self._sends[0].done():
-            self._sends.popleft()
-        return False
 
 
 class Placed(Transport, Protocol):
@@ -89,9 +46,6 @@ def share_memory(
     here = members[hosts[transport.rank]]
     local = Group(transport, here)
     failed = False
-    sends: collections.deque[Request] = collections.deque()
-    if len(members) > 1:
-        patience = Pushing(patience, sends)
     if len(here) > 1:
         try:
             local.shared = segment.create(local, segment_bytes(len(here)), patience)
@@ -108,7 +62,7 @@ def share_memory(
     lanes = min(map(len, members.values()))
     cross = Group(transport, [ranks[local.rank] for ranks in members.values()]) if local.rank < lanes else None
     host = list(members).index(hosts[transport.rank])
-    transport.hierarchy = Hierarchy(local, cross, lanes, host, len(members), sends)
+    transport.hierarchy = Hierarchy(local, cross, lanes, host, len(members))
 
 
 def _any(transport: Transport, mine: bool) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from collective.dtypes import byte_view
 from collective.errors import TransportError
-from collective.transport.base import Transport
+from collective.transport.base import Hierarchy
 from collective.transport.patience import Patience
 from collective.transport.shared import SharedMemory, flag_bytes
 
@@ -84,7 +84,7 @@ class MemoryTransport:
     """One thread's end of the channels."""
 
     native: None = None
-    hierarchy: tuple[Transport, Transport] | None = None
+    hierarchy: Hierarchy | None = None
 
     def __init__(
         self, rank: int, channels: dict[tuple[int, int], Channel], size: int, timeout: float, shared: bytearray | None

@@ -14,7 +14,7 @@ from collective.dtypes import byte_view
 from collective.errors import LaunchError, TransportError
 from collective.log import logger
 from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
-from collective.transport.base import Transport
+from collective.transport.base import Hierarchy
 from collective.transport.patience import Patience
 from collective.transport.shared import SharedMemory
 
@@ -116,7 +116,7 @@ class MpiTransport:
         self.rank, self.size = communicator.rank, communicator.size
         self.native = MpiNative(self._communicator, patience)
         self.shared: SharedMemory | None = None
-        self.hierarchy: tuple[Transport, Transport] | None = None
+        self.hierarchy: Hierarchy | None = None
 
     def send(self, buffer: np.ndarray, to: int) -> MpiRequest:
         """Start to send; see ``collective.transport.base``."""

@@ -42,7 +42,6 @@ def test_all_reduce_equals_numpy(name, size, length, segment, op, dtype, seed):
     def one_rank(transport):
         array = inputs[transport.rank].copy()
         reduction = reduction_for(op, dtype, size)
-        reduction.prepare(array)
         by_name(name, transport)(transport, array, reduction, segment)
         return array
 

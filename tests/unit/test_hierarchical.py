@@ -72,7 +72,6 @@ def test_all_reduces_over_hosts_equal_numpy(ranks_of_hosts, in_turn, calls, piec
         for number, (_, dtype, op, wire, name) in enumerate(calls):
             array = values(transport.rank, number)
             reduction = reduction_for(op, np.dtype(dtype), size, wire)
-            reduction.prepare(array)
             algorithm = {"ring": ring, "hierarchical": hierarchical}[name]
             algorithm.all_reduce(transport, array, reduction, piece_bytes)
             results.append(array)
@@ -165,6 +164,12 @@ class Lazy:
         self.unsent, self.asked = collections.deque(), 0
         self.patience = 1 + transport.rank * 17 % 40
 
+    def push(self):
+        self.asked += 1
+        if self.unsent and self.asked % self.patience == 0:
+            request, buffer, to = self.unsent.popleft()
+            request.request = self.transport.send(buffer, to)
+
     def send(self, buffer, to):
         request = LazyRequest(self)
         self.unsent.append((request, buffer, to))
@@ -179,10 +184,7 @@ class LazyRequest:
         self.transport, self.request = transport, request
 
     def done(self):
-        self.transport.asked += 1
-        if self.transport.unsent and self.transport.asked % self.transport.patience == 0:
-            request, buffer, to = self.transport.unsent.popleft()
-            request.request = self.transport.transport.send(buffer, to)
+        self.transport.push()
         return self.request is not None and self.request.done()
 
     def wait(self):
@@ -197,7 +199,9 @@ def test_messages_move_on_while_a_rank_waits_for_its_host(ranks_of_hosts):
 
     def one_rank(transport):
         lazy = Lazy(transport)
-        placing.share_memory(lazy, hosts, tiny_segments, Patience(0, timeout_seconds=10))
+        patience = Patience(0, timeout_seconds=10)
+        patience.progress = lazy.push
+        placing.share_memory(lazy, hosts, tiny_segments, patience)
         array = inputs[transport.rank].copy()
         hierarchical.all_reduce(lazy, array, reduction_for(Sum, array.dtype, len(hosts)), 256)
         return array
