@@ -34,6 +34,7 @@ from collective.torch.operations import grouped_reducescatter_async as grouped_r
 from collective.torch.operations import reducescatter as reducescatter
 from collective.torch.operations import reducescatter_async as reducescatter_async
 from collective.torch.optimizer import DistributedOptimizer as DistributedOptimizer
+from collective.torch.sampler import ElasticSampler as ElasticSampler
 from collective.torch.sparse import sparse_allreduce_async as sparse_allreduce_async
 from collective.torch.state import broadcast_optimizer_state as broadcast_optimizer_state
 from collective.torch.state import broadcast_parameters as broadcast_parameters

@@ -62,11 +62,11 @@ def loss_of(network, indexes, weights):
     return (losses * torch.as_tensor(weights)).sum() / len(weights)
 
 
-def train(network, optimizer, batches):
+def train(network, optimizer, batches, set_to_none=True):
     for indexes, weights in batches:
 
         def closure(indexes=indexes, weights=weights):
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none)
             loss = loss_of(network, indexes, weights)
             loss.backward()
             return loss
@@ -101,6 +101,17 @@ def test_ranks_on_shards_equal_one_process_on_whole_batches(name, way, rank, siz
     train(network, optimizer, own_batches(size))
     torch.testing.assert_close(weights_of(network), weights_of(reference), rtol=1e-5, atol=1e-5)
     same_on_all_ranks(weights_of(network).numpy())
+
+
+def test_gradients_that_are_zeroed_in_place_are_averaged_as_well(way, size):
+    """What comes back may lie in shared memory; the next gradients are then added up there."""
+    results = []
+    for set_to_none in (True, False):
+        network = model(1)
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(network.parameters(), 0.1, momentum=0.9))
+        train(network, optimizer, own_batches(size), set_to_none)
+        results.append(weights_of(network))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
 
 
 def step_by_hand(network, optimizer, scale=1.0):
