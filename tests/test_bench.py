@@ -286,3 +286,11 @@ def test_steps_with_and_without_averaging():
 def test_sizes_are_read_and_written_in_units():
     assert [size_of(text) for text in ("7", "64K", "25m", "1G")] == [7, 2**16, 25 * 2**20, 2**30]
     assert [size_text(size) for size in (7, 2**16, 25 * 2**20, 2**30)] == ["7 B", "64 KiB", "25 MiB", "1 GiB"]
+
+
+def test_what_is_tuned_is_kept_for_the_jobs_to_come(tmp_path):
+    result = bench("-np", "2", "--tune", "--sizes", "1K", "--beside", "mpi", XDG_CACHE_HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    ((place, table),) = json.loads((tmp_path / "collective" / "crossovers.json").read_text()).items()
+    assert "2 ranks" in place
+    assert set(table) == {"in place", "new"}

@@ -44,9 +44,18 @@ class MpiBackend(Backend):
         self.topology = topology.from_hosts(self.transport.rank, hosts)
         share_memory(self.transport, hosts, shared_memory.segment_size, patience)
         self._resources = Resources.for_transport(self.transport, settings, patience)
-        place = f"{platform.node()}, {mpi.library()}, {self.topology.size} ranks, {self.topology.local_size} here"
-        self._planner = Planner(self._resources, tuning.crossovers(self._resources, place))
+        self._place = f"{platform.node()}, {mpi.library()}, {self.topology.size} ranks, {self.topology.local_size} here"
+        self._planner = Planner(self._resources, tuning.crossovers(self._resources, self._place))
         self._engine = Engine(self.transport, patience)
+
+    def tune(self) -> tuning.Crossovers:
+        """Measure thoroughly which all-reduce is the fastest at which size, and keep that for the jobs to come.
+
+        Called by all ranks, while no operation is under way. Returns the table that was found.
+        """
+        table = tuning.crossovers(self._resources, self._place, thorough=True)
+        self._planner = Planner(self._resources, table)
+        return table
 
     def allreduce(
         self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str, in_place: bool, wire: np.dtype | None = None

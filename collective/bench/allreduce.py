@@ -20,7 +20,7 @@ from collective.bench.measure import Call, Sums, measure
 from collective.bench.rows import Progress, Row
 from collective.bench.subject import Events, Subject
 from collective.bench.units import microseconds, ratio, size_of, size_text
-from collective.errors import CollectiveError
+from collective.errors import ArgumentError, CollectiveError
 from collective.settings import ALGORITHMS
 
 SECONDS_A_SIZE = 2.0
@@ -40,6 +40,11 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         default="float32",
         metavar="NAME,...",
         help=f"of {', '.join(DTYPES)} (default: float32)",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="first measure for 5 s what to use at which size, and keep it for later jobs",
     )
     parser.add_argument("--cpu", action="store_true", help="tell the CPU time of a call on a rank, too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw time over size (needs matplotlib)")
@@ -63,6 +68,9 @@ def _dtypes(text: str) -> list[str]:
 def measure_all(arguments: argparse.Namespace, names: Sequence[str]) -> Events:
     """Measure every dtype at every size; called by all ranks."""
     collective.init()
+    if arguments.tune:
+        yield Progress("tuning", 0, 1)
+        _tune()
     taking_part = {name: CONTENDERS[name]() for name in names}
     if OURS not in names:
         taking_part[f"{OURS} beside {names[0]}"] = CONTENDERS[OURS]()
@@ -70,6 +78,15 @@ def measure_all(arguments: argparse.Namespace, names: Sequence[str]) -> Events:
     for number, (dtype, size) in enumerate(plan, 1):
         yield Progress(f"{dtype}, {size_text(size)}", number, len(plan))
         yield measure_one(taking_part, size, DTYPES[dtype])
+
+
+def _tune() -> None:
+    from collective.backends.mpi import MpiBackend
+
+    backend = world.backend()
+    if not isinstance(backend, MpiBackend):
+        raise ArgumentError("the MPI backend chooses among algorithms", received=f"--tune, backend={backend.name}")
+    backend.tune()
 
 
 def measure_one(taking_part: dict[str, Contender], size: int, dtype: np.dtype) -> Row:

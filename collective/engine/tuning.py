@@ -87,7 +87,7 @@ def _race(resources: Resources, size: int, seconds: float, started: float) -> tu
     ways = _contenders(resources, size)
     array = np.zeros(size // 4, np.float32)
     (first,) = _slowest(transport, sum(_seconds(transport, way, array) for way in ways.values()))
-    rounds = max(FEWEST, min(MOST, int(seconds / len(SIZES) / first)))
+    rounds = max(FEWEST, min(int(MOST * seconds / SECONDS), int(seconds / len(SIZES) / first)))
     # In turns, so that what else the machine does disturbs all; and that only ever adds.
     times = np.min([[_seconds(transport, way, array) for way in ways.values()] for _ in range(rounds)], axis=0)
     *slowest, elapsed = _slowest(transport, *times, time.perf_counter() - started)
