@@ -10,7 +10,7 @@ from collective.errors import SettingError
 
 PREFIX = "COLLECTIVE_"
 BACKENDS = ("mpi", "horovod", "solo")
-ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native", "shared_memory", "hierarchical")
+ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native", "shared_memory", "direct", "hierarchical")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -23,8 +23,8 @@ class Settings:
 
     Attributes:
         backend: What carries the data: ``mpi``, ``horovod`` or ``solo`` (one process); empty: found out at start.
-        algorithm: The all-reduce algorithm for every size; empty: chosen by size. ``shared_memory`` works inside one
-            host, ``hierarchical`` across hosts with several ranks each; elsewhere they mean the ring.
+        algorithm: The all-reduce algorithm for every size; empty: chosen by size. ``shared_memory`` and ``direct``
+            work inside one host, ``hierarchical`` across hosts with several ranks each; elsewhere they mean the ring.
         small_bytes: Bytes up to which the MPI library's own all-reduce is used; -1: which one is the fastest at which
             size is measured once for a host, a library and a number of ranks, and kept in ``~/.cache/collective``.
         segment_bytes: Bytes of one message of the segmented algorithms; adding one overlaps receiving the next.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from collective.algorithms import doubling, halving, hierarchical, native, ring, shared_memory, star, tree
+from collective.algorithms import direct, doubling, halving, hierarchical, native, ring, shared_memory, star, tree
 from collective.reduction import Reduction
 from collective.transport.base import Transport
 
@@ -20,12 +20,14 @@ ALL_REDUCE: dict[str, AllReduce] = {
     "halving": halving.all_reduce,
     "native": native.all_reduce,
     "shared_memory": shared_memory.all_reduce,
+    "direct": direct.all_reduce,
     "hierarchical": hierarchical.all_reduce,
 }
 
 
-# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), or what carries the most bytes.
-NATIVE, EXCHANGE, LARGE = "native", "exchange", "large"
+# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), and for many bytes either what
+# reads the others' memory or what goes through shared memory, rings, or both.
+NATIVE, EXCHANGE, DIRECT, LARGE = "native", "exchange", "direct", "large"
 
 
 def large(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
@@ -38,7 +40,11 @@ def by_name(name: str, transport: Transport) -> AllReduce:
     """The all-reduce that a setting names, or the ring where that one is not possible."""
     if name == LARGE:
         return large
-    possible = {"shared_memory": transport.shared, "hierarchical": transport.hierarchy}
+    possible = {
+        "shared_memory": transport.shared,
+        "direct": transport.shared and transport.shared.peers,
+        "hierarchical": transport.hierarchy,
+    }
     return ring.all_reduce if name in possible and not possible[name] else ALL_REDUCE[name]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from collective import topology
-from collective.algorithms import shared_memory
+from collective.algorithms import direct, shared_memory
 from collective.backends.base import Backend, Operation
 from collective.engine import operations, tuning
 from collective.engine.calls import SHUTDOWN, Call
@@ -43,6 +43,8 @@ class MpiBackend(Backend):
         hosts = self.transport.hosts()
         self.topology = topology.from_hosts(self.transport.rank, hosts)
         share_memory(self.transport, hosts, shared_memory.segment_size, patience)
+        if self.transport.shared:
+            self.transport.shared.peers = direct.connect(self.transport.shared)
         self._resources = Resources.for_transport(self.transport, settings, patience)
         self._place = f"{platform.node()}, {mpi.library()}, {self.topology.size} ranks, {self.topology.local_size} here"
         self._planner = Planner(self._resources, tuning.crossovers(self._resources, self._place))

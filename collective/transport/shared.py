@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from collective.transport.patience import Patience
+from collective.transport.peers import Peers
 
 CACHE_LINE = 64
 # Flags that each rank has; who uses which is the algorithms' affair.
@@ -33,6 +34,7 @@ class SharedMemory:
         data: uint8 array, the same memory on all ranks; zeros at first.
         flags: All flags, int64; written by their owner only.
         places: ``places[kind][rank]`` is where the flag of a rank lies in ``flags``.
+        peers: The private memory of these ranks; None: it can't be read.
     """
 
     def __init__(self, rank: int, size: int, memory: mmap.mmap | bytearray, patience: Patience) -> None:
@@ -44,6 +46,7 @@ class SharedMemory:
         self.places = [[(kind * size + other) * line for other in range(size)] for kind in range(FLAG_KINDS)]
         self._patience = patience
         self._spins = SPINS if size <= len(os.sched_getaffinity(0)) else 20
+        self.peers: Peers | None = None
         self._memory = memory
         self.data = np.frombuffer(memory, np.uint8, offset=flags)
 

@@ -1,6 +1,7 @@
 """Every algorithm on the memory transport, for any number of ranks, length, segment size and order of operations."""
 
 import functools
+import subprocess
 
 import ml_dtypes
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collective.algorithms import pairwise, ring, shared_memory, tree, words
+from collective.algorithms import direct, pairwise, ring, shared_memory, tree, words
 from collective.algorithms.choice import ALL_REDUCE, by_name
 from collective.algorithms.segments import even_bounds, segments
 from collective.errors import TransportError
 from collective.reduce_ops import Average, Max, Min, Product, Sum
 from collective.reduction import reduction_for
 from collective.transport.memory import run_ranks
+from collective.transport.peers import Peers, address_of
 
 RANKS = st.integers(1, 9)
 SEGMENT = st.sampled_from([64, 96, 1000, 1 << 20])
@@ -229,6 +231,57 @@ def test_shared_memory_operations_follow_each_other_without_a_barrier(size, call
             else:
                 expected = sum(everyone)[mine] if kind == "reduce_scatter" else sum(everyone)
             np.testing.assert_array_equal(result, expected)
+
+
+@FAST
+@given(
+    size=st.integers(2, 5),
+    lengths=st.lists(st.integers(0, 900), min_size=1, max_size=5),
+    op=st.sampled_from([Sum, Average, Max]),
+    dtype=st.sampled_from(["f4", "i8", "f2"]),
+    piece=st.sampled_from([64, 200, 1 << 20]),
+)
+def test_direct_operations_follow_each_other_and_shared_memory(size, lengths, op, dtype, piece):
+    """Ranks that are threads read each other's arrays through the kernel like ranks that are processes."""
+
+    def one_rank(transport):
+        transport.shared.peers = direct.connect(transport.shared)
+        assert transport.shared.peers
+        results = []
+        for number, length in enumerate(lengths):
+            array = (integers(transport.rank, length, number) % 4).astype(dtype)
+            algorithm = (direct, shared_memory)[number % 2]
+            algorithm.all_reduce(transport, array, reduction_for(op, array.dtype, size), 0)
+            results.append(array)
+        return results
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct, "PIECE_BYTES", piece)
+        everyone = run_ranks(size, one_rank, shared_bytes=4 * size * size * 64)
+    for results in everyone:
+        for number, (result, length) in enumerate(zip(results, lengths, strict=True)):
+            values = np.array([integers(rank, length, number) % 4 for rank in range(size)])
+            expected = values.max(0) if op is Max else values.sum(0) if op is Sum else values.sum(0) / size
+            if dtype == "i8" and op is Average:
+                expected = values.sum(0) // size
+            np.testing.assert_allclose(result.astype(np.float64), expected, rtol=2e-3)
+            assert result.tobytes() == everyone[0][number].tobytes()
+
+
+def test_what_can_not_be_read_from_another_process_is_an_error_that_names_it():
+    with subprocess.Popen(["sleep", "30"]) as stranger:
+        try:
+            peers = Peers([stranger.pid])
+            with pytest.raises(TransportError, match="when reading from rank 0 of this host"):
+                peers.read(0, 4096, np.zeros(1))
+        finally:
+            stranger.kill()
+
+
+def test_ranks_whose_numbers_mean_other_processes_do_not_read_each_other(monkeypatch):
+    """As in containers: there is a process of that number, but not the rank's token at the address it told."""
+    monkeypatch.setattr(direct, "address_of", lambda array: address_of(np.array([5], np.int64)))
+    assert run_ranks(2, lambda transport: direct.connect(transport.shared), shared_bytes=4096) == [None, None]
 
 
 def uneven_bounds(length, size, seed):
