@@ -426,3 +426,15 @@ def test_what_cannot_be_wrapped_is_refused(case):
     call, rule = REFUSED[case]
     with pytest.raises(ArgumentError, match=rule):
         call()
+
+
+def test_hooks_of_the_step_run_once_after_averaging_also_once_a_state_was_loaded(way, size):
+    network = model(1)
+    optimizer = hvd.DistributedOptimizer(torch.optim.Adam(network.parameters(), 0.1))
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(network[0].weight.grad[0, 0].item()))
+    for _ in range(2):
+        step_by_hand(network, optimizer)
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.zero_grad()
+    assert seen == [(size + 1) / 2] * 2
