@@ -33,15 +33,20 @@ except (ImportError, RuntimeError) as error:
 
 
 OPEN_MPI = "Open MPI"
+# Bytes of a message that takes a common wire some tenths of a millisecond.
+LONG = 64 * 1024
 
 
 class MpiRequest:
     """A message under way in MPI."""
 
-    __slots__ = ("_complete", "_expected", "_patience", "_peer", "_request", "_status")
+    __slots__ = ("_complete", "_expected", "_is_long", "_patience", "_peer", "_request", "_status")
 
-    def __init__(self, request: MPI.Request, patience: Patience, peer: int, expected: int | None = None) -> None:
+    def __init__(
+        self, request: MPI.Request, patience: Patience, peer: int, length: int, expected: int | None = None
+    ) -> None:
         self._request, self._patience, self._peer, self._expected = request, patience, peer, expected
+        self._is_long = length >= LONG
         self._status = None if expected is None else MPI.Status()
         self._complete = False
 
@@ -57,7 +62,7 @@ class MpiRequest:
         Raises:
             TransportError: when less came than was announced; MPI itself would call that a success.
         """
-        self._patience.wait(self.done, self._whom)
+        self._patience.wait(self.done, self._whom, for_bytes=self._is_long)
         if self._status is not None:
             received = self._status.Get_count(MPI.BYTE)
             if received != self._expected:
@@ -120,12 +125,13 @@ class MpiTransport:
 
     def send(self, buffer: np.ndarray, to: int) -> MpiRequest:
         """Start to send; see ``collective.transport.base``."""
-        return MpiRequest(self._communicator.Isend([byte_view(buffer), MPI.BYTE], to), self._patience, to)
+        request = self._communicator.Isend([byte_view(buffer), MPI.BYTE], to)
+        return MpiRequest(request, self._patience, to, buffer.nbytes)
 
     def receive(self, buffer: np.ndarray, source: int) -> MpiRequest:
         """Start to receive; see ``collective.transport.base``."""
         request = self._communicator.Irecv([byte_view(buffer), MPI.BYTE], source)
-        return MpiRequest(request, self._patience, source, buffer.nbytes)
+        return MpiRequest(request, self._patience, source, buffer.nbytes, buffer.nbytes)
 
     def hosts(self) -> list[str]:
         """The host name of every rank, in rank order; called by all ranks."""

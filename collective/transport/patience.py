@@ -9,11 +9,14 @@ from collections.abc import Callable
 from collective.errors import TransportError
 from collective.log import logger
 
-# Seconds for which a wait only yields the core. Sleeping costs some 50 us of delay, too much for a short message; a
-# longer wait sleeps for a part of the time it has waited already, so that a sleep delays it by that part at most.
+# Sleeping costs some 50 us of delay, too much for a short message. So a wait first only yields the core, for so many
+# seconds; then it sleeps for a part of the time it has waited already, so that a sleep delays it by that part at most.
 AWAKE = 1e-3
 SLEEP_SHARE = 0.05
 LONGEST_SLEEP = 1e-3
+# What takes a wire a millisecond is worth sleeping for earlier and longer: the next messages come in meanwhile.
+AWAKE_FOR_BYTES = 5e-5
+SLEEP_SHARE_FOR_BYTES = 0.5
 
 
 class Patience:
@@ -31,12 +34,15 @@ class Patience:
         # for a flag in shared memory may be waited for by one that still lacks the end of an earlier message.
         self.progress: Callable[[], object] = lambda: None
 
-    def wait(self, test: Callable[[], bool], whom: Callable[[], str] = lambda: "other ranks") -> None:
+    def wait(
+        self, test: Callable[[], bool], whom: Callable[[], str] = lambda: "other ranks", for_bytes: bool = False
+    ) -> None:
         """Return once ``test()`` is true.
 
         Args:
             test: Is asked again and again.
             whom: Says for whom this rank waits.
+            for_bytes: Whether many bytes have to come, not only a word.
 
         Raises:
             TransportError: when the time is over.
@@ -44,15 +50,16 @@ class Patience:
         for _ in range(20):
             if test():
                 return
+        awake, share = (AWAKE_FOR_BYTES, SLEEP_SHARE_FOR_BYTES) if for_bytes else (AWAKE, SLEEP_SHARE)
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
         while not test():
             self.progress()
             waited = time.perf_counter() - started
-            if waited < AWAKE:
+            if waited < awake:
                 os.sched_yield()
                 continue
-            time.sleep(min(waited * SLEEP_SHARE, LONGEST_SLEEP))
+            time.sleep(min(waited * share, LONGEST_SLEEP))
             if waited > report_at:
                 logger.warning(
                     "%s has waited %.0f s for %s: late, stopped, or never calling it.", self.operation, waited, whom()

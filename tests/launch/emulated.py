@@ -1,4 +1,8 @@
-"""Several hosts on one machine: network namespaces on a bridge, each link shaped, and a program in place of ssh."""
+"""Several hosts on one machine: network namespaces on a bridge, each link shaped, and a program in place of ssh.
+
+By hand, as root: python tests/launch/emulated.py 4:1 1gbit COMMAND... runs a command with 4 hosts of 1 slot each
+(2:2: two of two; 2,1: one of two and one of one). {hosts}, {agent} and {network} in it become what launchers want.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,3 +131,22 @@ def _sweep() -> None:
 def _sh(*commands: str) -> None:
     for command in commands:
         subprocess.run(command.split(), check=True, capture_output=True, text=True)
+
+
+def main(shape: str, rate: str, *command: str) -> int:
+    """Run a command with hosts of ``shape`` up, and return its exit status."""
+    count, _, slots = shape.partition(":")
+    ranks = [int(slots)] * int(count) if slots else [int(word) for word in shape.split(",")]
+    with tempfile.TemporaryDirectory() as folder, hosts(len(ranks), Path(folder), rate) as up:
+        values = {
+            "hosts": ",".join(f"{address}:{n}" for address, n in zip(up.addresses, ranks, strict=True)),
+            "agent": up.agent,
+            "network": up.network,
+        }
+        for name, value in values.items():
+            command = tuple(word.replace(f"{{{name}}}", str(value)) for word in command)
+        return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
