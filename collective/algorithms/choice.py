@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from collective.algorithms import direct, doubling, halving, hierarchical, native, ring, shared_memory, star, tree
+from collective.algorithms import (
+    adaptive,
+    direct,
+    doubling,
+    halving,
+    hierarchical,
+    native,
+    ring,
+    shared_memory,
+    star,
+    tree,
+)
 from collective.reduction import Reduction
 from collective.transport.base import Transport
 
@@ -25,15 +36,18 @@ ALL_REDUCE: dict[str, AllReduce] = {
 }
 
 
-# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), and for many bytes either what
-# reads the others' memory or what goes through shared memory, rings, or both.
-NATIVE, EXCHANGE, DIRECT, LARGE = "native", "exchange", "direct", "large"
+# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), or what carries the most bytes.
+NATIVE, EXCHANGE, LARGE = "native", "exchange", "large"
 
 
 def large(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
     """Reduce an array for which bytes count for more than calls: inside a host, round the ring of hosts, or both."""
-    algorithm = shared_memory if transport.shared else hierarchical if transport.hierarchy else ring
-    algorithm.all_reduce(transport, array, reduction, segment_bytes)
+    if transport.shared:
+        adapts = transport.shared.peers and array.nbytes >= adaptive.SMALLEST
+        all_reduce = adaptive.all_reduce if adapts else shared_memory.all_reduce
+    else:
+        all_reduce = hierarchical.all_reduce if transport.hierarchy else ring.all_reduce
+    all_reduce(transport, array, reduction, segment_bytes)
 
 
 def by_name(name: str, transport: Transport) -> AllReduce:

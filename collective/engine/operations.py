@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from collective.algorithms import choice, exchange, pairwise
-from collective.algorithms.choice import DIRECT, EXCHANGE, LARGE, NATIVE
+from collective.algorithms.choice import EXCHANGE, LARGE, NATIVE
 from collective.algorithms.segments import even_bounds
 from collective.engine.calls import Call, Kinds, kinds
 from collective.engine.engine import Engine
@@ -156,7 +156,7 @@ class Planner:
     def _fastest(self, array_bytes: int, reduction: Reduction, in_place: bool) -> str:
         """The algorithm measured to be the fastest for so many bytes, of those that are possible."""
         native = self.resources.transport.native
-        impossible = set() if self.resources.transport.shared and self.resources.transport.shared.peers else {DIRECT}
+        impossible = set()
         if native is None or not native.supports(reduction.op, reduction.dtype):
             impossible.add(NATIVE)
         if self.resources.small is None or array_bytes > exchange.LARGEST:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from collective.algorithms import choice, exchange
-from collective.algorithms.choice import DIRECT, EXCHANGE, LARGE, NATIVE
+from collective.algorithms.choice import EXCHANGE, LARGE, NATIVE
 from collective.engine.fusion import Layout
 from collective.engine.matching import BUSY, agree, gather_counts, gather_texts
 from collective.engine.ways import IN_PLACE, NEW, Alone, Exchanged, Joined, Native, Resources, Way
@@ -24,17 +24,14 @@ from collective.reduce_ops import Sum
 from collective.reduction import reduction_for
 from collective.transport.base import Transport
 
-# For results that overwrite the arrays, and for new ones: up to how many bytes which algorithm.
+# For results that overwrite the arrays, and for new ones: up to how many bytes which algorithm; beyond, the large one.
 Crossovers = dict[str, list[tuple[int, str]]]
 # The probe ends with the last size, or after this time: a start must not be felt.
 SECONDS = 0.025
 THOROUGH_SECONDS = 5.0
 SIZES = tuple(256 * 4**power for power in range(7))
-FEWEST, MOST = 2, 15
+FEWEST, MOST = 3, 15
 JOINED = "joined"
-# Where arrays are larger than what the caches of a core hold, so that it counts where their bytes have to come from.
-DIRECT_SIZE = 8 * 2**20
-ANY_SIZE = 2**62
 
 
 def crossovers(resources: Resources, place: str, thorough: bool = False) -> Crossovers:
@@ -51,7 +48,7 @@ def crossovers(resources: Resources, place: str, thorough: bool = False) -> Cros
     transport = resources.transport
     small = resources.settings.small_bytes
     if small >= 0:
-        return {key: [(small, NATIVE), (exchange.LARGEST, EXCHANGE), (ANY_SIZE, LARGE)] for key in (IN_PLACE, NEW)}
+        return {key: [(small, NATIVE), (exchange.LARGEST, EXCHANGE)] for key in (IN_PLACE, NEW)}
     kept = _kept().get(place) if transport.rank == 0 and not thorough else None
     table = json.loads(gather_texts(transport, json.dumps(kept))[0])
     if table is None:
@@ -70,12 +67,7 @@ def measured(resources: Resources, seconds: float) -> Crossovers:
         races.append(race)
         if elapsed > seconds:
             break
-    in_place = [*_cut(races, LARGE), (ANY_SIZE, LARGE)]
-    if resources.transport.shared and resources.transport.shared.peers:
-        race, _ = _race(resources, DIRECT_SIZE, seconds, started)
-        if race[DIRECT] < race[LARGE]:
-            in_place[-1:] = [(SIZES[-1], LARGE), (ANY_SIZE, DIRECT)]
-    return {IN_PLACE: in_place, NEW: [*_cut(races, JOINED if JOINED in races[0] else LARGE), (ANY_SIZE, LARGE)]}
+    return {IN_PLACE: _cut(races, LARGE), NEW: _cut(races, JOINED if JOINED in races[0] else LARGE)}
 
 
 def _cut(races: list[dict[str, float]], large: str) -> list[tuple[int, str]]:
@@ -105,8 +97,6 @@ def _race(resources: Resources, size: int, seconds: float, started: float) -> tu
 def _contenders(resources: Resources, size: int) -> dict[str, Way]:
     transport = resources.transport
     reduction = reduction_for(Sum, np.dtype(np.float32), transport.size)
-    if size == DIRECT_SIZE:
-        return {name: Alone(resources, choice.by_name(name, transport), reduction) for name in (LARGE, DIRECT)}
     layout = Layout([(size // 4,)], reduction.dtype)
     ways: dict[str, Way] = {
         LARGE: Alone(resources, choice.large, reduction),
@@ -140,7 +130,7 @@ def _file() -> Path:
 def _kept() -> dict[str, Crossovers]:
     """What earlier jobs found; a file that can't be read says nothing."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError):
-        known = {name: name for name in (NATIVE, EXCHANGE, DIRECT, LARGE)}
+        known = {name: name for name in (NATIVE, EXCHANGE)}
         kept = json.loads(_file().read_text()).items()
         return {
             place: {key: [(int(limit), known[name]) for limit, name in table[key]] for key in (IN_PLACE, NEW)}

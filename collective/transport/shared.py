@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class SharedMemory:
         flags: All flags, int64; written by their owner only.
         places: ``places[kind][rank]`` is where the flag of a rank lies in ``flags``.
         peers: The private memory of these ranks; None: it can't be read.
+        notes: What algorithms remember from one operation to the next, the same on all ranks.
     """
 
     def __init__(self, rank: int, size: int, memory: mmap.mmap | bytearray, patience: Patience) -> None:
@@ -47,6 +49,7 @@ class SharedMemory:
         self._patience = patience
         self._spins = SPINS if size <= len(os.sched_getaffinity(0)) else 20
         self.peers: Peers | None = None
+        self.notes: dict[int, Any] = {}
         self._memory = memory
         self.data = np.frombuffer(memory, np.uint8, offset=flags)
 

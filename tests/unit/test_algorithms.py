@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collective.algorithms import direct, pairwise, ring, shared_memory, tree, words
+from collective.algorithms import adaptive, direct, pairwise, ring, shared_memory, tree, words
 from collective.algorithms.choice import ALL_REDUCE, by_name
 from collective.algorithms.segments import even_bounds, segments
 from collective.errors import TransportError
@@ -236,7 +236,7 @@ def test_shared_memory_operations_follow_each_other_without_a_barrier(size, call
 @FAST
 @given(
     size=st.integers(2, 5),
-    lengths=st.lists(st.integers(0, 900), min_size=1, max_size=5),
+    lengths=st.lists(st.integers(0, 900), min_size=1, max_size=12),
     op=st.sampled_from([Sum, Average, Max]),
     dtype=st.sampled_from(["f4", "i8", "f2"]),
     piece=st.sampled_from([64, 200, 1 << 20]),
@@ -250,7 +250,7 @@ def test_direct_operations_follow_each_other_and_shared_memory(size, lengths, op
         results = []
         for number, length in enumerate(lengths):
             array = (integers(transport.rank, length, number) % 4).astype(dtype)
-            algorithm = (direct, shared_memory)[number % 2]
+            algorithm = (direct, shared_memory, adaptive, adaptive)[number % 4]
             algorithm.all_reduce(transport, array, reduction_for(op, array.dtype, size), 0)
             results.append(array)
         return results
@@ -266,6 +266,20 @@ def test_direct_operations_follow_each_other_and_shared_memory(size, lengths, op
                 expected = values.sum(0) // size
             np.testing.assert_allclose(result.astype(np.float64), expected, rtol=2e-3)
             assert result.tobytes() == everyone[0][number].tobytes()
+
+
+def test_the_way_that_was_faster_lately_is_used_until_it_becomes_slower():
+    lately = adaptive.Lately()
+    used = []
+    for seconds in ([9.0, 8.0], [3.0, 2.0], [3.0, 2.0], *[[3.0, 2.0]] * 4, *[[3.0, 5.0]] * 3, *[[3.0, 5.0]] * 4):
+        for _ in range(2 if len(used) < 6 else 1):
+            way = lately.fastest()
+            used.append(way)
+            lately.took(way, seconds[way])
+    assert used[:6] == [0, 1, 0, 1, 0, 1]  # both are tried
+    assert used[6:10] == [1] * 4
+    assert used[10:12] == [1] * 2  # once may be chance
+    assert used[-3:] == [0] * 3
 
 
 def test_what_can_not_be_read_from_another_process_is_an_error_that_names_it():
