@@ -16,6 +16,7 @@ from collective.reduce_ops import ReduceOp
 Kinds = tuple[tuple[np.dtype, tuple[int, ...]], ...]
 # A digest leaves room in a word of 64 bits for its sign and for a bit that the engine adds.
 DIGEST_BITS = 61
+DIGEST_MASK = 2**DIGEST_BITS - 1
 # The kind of call by which a rank leaves the job.
 SHUTDOWN = "shutdown"
 
@@ -57,7 +58,7 @@ def _digest(call: Call) -> int:
 
 def digest(call: Call, name: str) -> int:
     """A number of 61 bits that differs where the call or the name differs."""
-    return (call.digest ^ (zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15)) & (2**DIGEST_BITS - 1)
+    return (call.digest ^ zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15) & DIGEST_MASK
 
 
 def kinds(arrays: Sequence[np.ndarray]) -> Kinds:

@@ -70,7 +70,7 @@ class Engine:
                 busy = self._propose(operation)
                 if busy >= 0:
                     self._last = operation.name
-                    return operation.run(bool(busy))
+                    return operation.run(busy > 0)
                 differ = True
             self._add(operation)
             self._work(operation, differ)

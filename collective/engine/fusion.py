@@ -18,11 +18,13 @@ class Layout:
     """Where arrays of the given shapes lie in a flat one, one after the other.
 
     Attributes:
+        shapes: The shapes.
         elements: Length of the flat array.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype) -> None:
         line = max(1, ALIGNMENT // dtype.itemsize)
+        self.shapes = shapes
         self.elements = 0
         self._slots: list[tuple[slice, tuple[int, ...]]] = []
         for shape in shapes:

@@ -77,27 +77,33 @@ class Exchanged:
 
     def __init__(self, resources: Resources, layout: Layout, reduction: Reduction, in_place: bool) -> None:
         assert resources.small is not None and resources.transport.shared is not None  # noqa: S101, PT018  # looked before
-        self._regions, self._memory = resources.small, resources.transport.shared
+        self._memory = resources.transport.shared
         self._layout, self._reduction, self._in_place = layout, reduction, in_place
+        self._is_one = len(layout.shapes) == 1
         length = layout.elements * reduction.dtype.itemsize
         # shown[turn][rank]: what a rank shows, as a flat array.
         self._shown = [[row[:length].view(reduction.dtype) for row in region] for region in resources.small]
+        self._mine = [rows[self._memory.rank] for rows in self._shown]
         self._turn = 0
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:
         """See ``Way``."""
         self._turn = words.turn(self._memory)
-        mine = self._shown[self._turn][self._memory.rank]
-        self._layout.pack(arrays, mine)
+        mine = self._mine[self._turn]
+        if self._is_one:
+            mine[:] = arrays[0].reshape(-1)
+        else:
+            self._layout.pack(arrays, mine)
         return False
 
     def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
         """See ``Way``."""
-        alone = self._in_place and len(arrays) == 1
-        flat = arrays[0].reshape(-1) if alone else np.empty(self._layout.elements, self._reduction.dtype)
-        exchange.reduce(self._shown[self._turn], flat, self._reduction)
-        if alone:
+        shown = self._shown[self._turn]
+        if self._is_one and self._in_place:
+            exchange.reduce(shown, arrays[0].reshape(-1), self._reduction)
             return arrays
+        flat = np.empty(self._layout.elements, self._reduction.dtype)
+        exchange.reduce(shown, flat, self._reduction)
         if not self._in_place:
             return self._layout.views(flat)
         self._layout.unpack(flat, arrays)
