@@ -16,6 +16,8 @@ CACHE_LINE = 64
 FLAG_KINDS = 5
 # A flag is read in 50 ns. While a core is free for every rank, spinning is the fastest way to wait for one.
 SPINS = 2000
+# While ranks are more than cores, the one that is waited for needs this one's core.
+YIELDS = 100
 
 
 def flag_bytes(size: int) -> int:
@@ -47,7 +49,8 @@ class SharedMemory:
         line = CACHE_LINE // 8
         self.places = [[(kind * size + other) * line for other in range(size)] for kind in range(FLAG_KINDS)]
         self._patience = patience
-        self._spins = SPINS if size <= len(os.sched_getaffinity(0)) else 20
+        crowded = size > len(os.sched_getaffinity(0))
+        self._spins, self._yields = (20, YIELDS) if crowded else (SPINS, 0)
         self.peers: Peers | None = None
         self.notes: dict[int, Any] = {}
         self._memory = memory
@@ -73,6 +76,10 @@ class SharedMemory:
         """
         flags, place = self.flags, self.places[kind][rank]
         for _ in range(self._spins):
+            if flags[place] >= value:
+                return
+        for _ in range(self._yields):
+            os.sched_yield()
             if flags[place] >= value:
                 return
         self._patience.wait(lambda: flags[place] >= value, lambda: self._late(kind, value))
