@@ -54,7 +54,8 @@ class Patience:
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
         while not test():
-            self.progress()
+            if not for_bytes:  # to ask for a message moves messages by itself
+                self.progress()
             waited = time.perf_counter() - started
             if waited < awake:
                 os.sched_yield()
