@@ -81,7 +81,8 @@ def allreduce(
     Cost per rank:
         At best 2(N-1) messages and 2(N-1)/N x bytes (ring); see ``collective.algorithms`` for the others.
     """
-    return _deliver(_allreduce(array, op, name, out, compression).wait()[0], out)
+    (result,) = _allreduce(array, op, name, out, compression).wait()
+    return result if out is None or result is out else _deliver(result, out)
 
 
 def allreduce_async(
@@ -401,7 +402,7 @@ def _refuse(backend: Backend, kind: str, name: str, error: ArgumentError) -> Non
 def _native_array(array: npt.ArrayLike, least_dimensions: int = 0) -> Array:
     """The values as an array in native byte order, the user's own memory where possible."""
     given = np.asarray(array)
-    if not dtypes.is_supported(given.dtype):
+    if given.dtype.kind not in dtypes.NUMBERS and not dtypes.is_supported(given.dtype):
         raise ArgumentError(
             "arrays are of numbers or bool",
             received=f"dtype={given.dtype}, shape={given.shape}",

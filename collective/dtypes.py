@@ -7,11 +7,13 @@ import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16 = np.dtype(np.float16)
+# Kinds of NumPy's own dtypes that travel.
+NUMBERS = frozenset("biufc")
 
 
 def is_supported(dtype: np.dtype) -> bool:
     """Tell whether arrays of ``dtype`` travel: bool, every NumPy integer, float and complex dtype, and bfloat16."""
-    return dtype.kind in "biufc" or dtype == BFLOAT16
+    return dtype.kind in NUMBERS or dtype == BFLOAT16
 
 
 def is_half(dtype: np.dtype) -> bool:

@@ -88,7 +88,7 @@ def begin(operation: str, name: str | None = None) -> tuple[Backend, str]:
     Raises:
         NotInitializedError: before ``init`` or after ``shutdown``.
     """
-    world = _joined(operation)
+    world = _world or _joined(operation)
     # One counter for all operations, named or not: after a mismatch, in which ranks called different ones, it agrees.
     number = next(world.numbers)
     return world.backend, name or f"#{number}"

@@ -16,7 +16,7 @@ from collective.reduction import Reduction
 from collective.transport.shared import CACHE_LINE, SharedMemory
 
 # Small enough for the cache of one core together with the same piece of another array.
-PIECE_BYTES = 128 * 1024
+PIECE_BYTES = 256 * 1024
 # Kind of flag: how many times a rank has met the others.
 MET = 0
 

@@ -66,8 +66,10 @@ class Engine:
             return operation.wait()
         try:
             differ = False
-            if not self._pending:
-                busy = self._propose(operation)
+            if not self._pending and not self._lost:
+                self._patience.operation = operation
+                word = digest(operation.call, operation.name)
+                busy = agree(self._transport, word | BUSY if operation.shows and operation.publish() else word)
                 if busy >= 0:
                     self._last = operation.name
                     return operation.run(busy > 0)

@@ -192,7 +192,7 @@ class Native:
 
     def __init__(self, resources: Resources, reduction: Reduction) -> None:
         assert resources.transport.native is not None  # noqa: S101  # whoever chose this way has looked
-        self._native, self._reduction = resources.transport.native, reduction
+        self._all_reduce, self._finish = resources.transport.native.prepared(reduction.op), reduction.finish
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:  # noqa: ARG002
         """See ``Way``."""
@@ -201,8 +201,8 @@ class Native:
     def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
         """See ``Way``."""
         (array,) = arrays
-        self._native.all_reduce(array, self._reduction.op)
-        self._reduction.finish(array)
+        self._all_reduce(array)
+        self._finish(array)
         return arrays
 
 

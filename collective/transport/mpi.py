@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import mpi4py
 import numpy as np
@@ -99,6 +99,10 @@ class MpiNative:
         """Reduce in place, once all ranks have come; see ``collective.transport.base``."""
         # mpi4py finds the datatype sooner than we could: these are all that it knows.
         self._communicator.Allreduce(MPI.IN_PLACE, array, self.OPS[op])
+
+    def prepared(self, op: ReduceOp) -> Callable[[np.ndarray], object]:
+        """See ``collective.transport.base``."""
+        return functools.partial(self._communicator.Allreduce, MPI.IN_PLACE, op=self.OPS[op])
 
     def all_reduce_patiently(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce in place; see ``collective.transport.base``."""
