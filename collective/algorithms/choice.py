@@ -36,8 +36,9 @@ ALL_REDUCE: dict[str, AllReduce] = {
 }
 
 
-# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), or what carries the most bytes.
-NATIVE, EXCHANGE, LARGE = "native", "exchange", "large"
+# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), the engine's arena, or what carries
+# the most bytes.
+NATIVE, EXCHANGE, JOINED, LARGE = "native", "exchange", "joined", "large"
 
 
 def large(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from collective.algorithms import choice, exchange, pairwise
-from collective.algorithms.choice import EXCHANGE, LARGE, NATIVE
+from collective.algorithms.choice import EXCHANGE, JOINED, LARGE, NATIVE
 from collective.algorithms.segments import even_bounds
 from collective.engine.calls import Call, Kinds, kinds
 from collective.engine.engine import Engine
@@ -144,6 +144,8 @@ class Planner:
         )
         if name == EXCHANGE:
             return Exchanged(resources, layout, reduction, in_place)
+        if name == JOINED:
+            return Joined(resources, layout, reduction, in_place)
         all_reduce = choice.by_name(name, transport)
         if in_place and len(shapes) == 1:
             if name == NATIVE and not resources.settings.algorithm:
@@ -161,6 +163,8 @@ class Planner:
             impossible.add(NATIVE)
         if self.resources.small is None or array_bytes > exchange.LARGEST:
             impossible.add(EXCHANGE)
+        if self.resources.transport.shared is None:
+            impossible.add(JOINED)
         for limit, name in self._crossovers[IN_PLACE if in_place else NEW]:
             if array_bytes <= limit and name not in impossible:
                 return name

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from collective.algorithms import choice, exchange
-from collective.algorithms.choice import EXCHANGE, LARGE, NATIVE
+from collective.algorithms.choice import EXCHANGE, JOINED, LARGE, NATIVE
 from collective.engine.fusion import Layout
 from collective.engine.matching import BUSY, agree, gather_counts, gather_texts
 from collective.engine.ways import IN_PLACE, NEW, Alone, Exchanged, Joined, Native, Resources, Way
@@ -31,7 +31,7 @@ SECONDS = 0.025
 THOROUGH_SECONDS = 5.0
 SIZES = tuple(256 * 4**power for power in range(7))
 FEWEST, MOST = 3, 15
-JOINED = "joined"
+COPIED = "joined, and copied back"
 
 
 def crossovers(resources: Resources, place: str, thorough: bool = False) -> Crossovers:
@@ -67,7 +67,13 @@ def measured(resources: Resources, seconds: float) -> Crossovers:
         races.append(race)
         if elapsed > seconds:
             break
-    return {IN_PLACE: _cut(races, LARGE), NEW: _cut(races, JOINED if JOINED in races[0] else LARGE)}
+    if not resources.transport.shared:
+        return dict.fromkeys((IN_PLACE, NEW), _cut(races, LARGE))
+    in_place = _cut(races, LARGE)
+    larger = races[len(SIZES) - 2 :]  # those of 256 KiB and more, where bytes count
+    if larger and sum(race[COPIED] / race[LARGE] for race in larger) < len(larger):
+        in_place = [*_cut(races, COPIED), (resources.settings.fusion_bytes, JOINED)]
+    return {IN_PLACE: in_place, NEW: _cut(races, JOINED)}
 
 
 def _cut(races: list[dict[str, float]], large: str) -> list[tuple[int, str]]:
@@ -104,6 +110,7 @@ def _contenders(resources: Resources, size: int) -> dict[str, Way]:
     }
     if transport.shared:
         ways[JOINED] = Joined(resources, layout, reduction, in_place=False)
+        ways[COPIED] = Joined(resources, layout, reduction, in_place=True)
         if resources.small is not None and size <= exchange.LARGEST:
             ways[EXCHANGE] = Exchanged(resources, layout, reduction, in_place=True)
     return ways
@@ -130,7 +137,7 @@ def _file() -> Path:
 def _kept() -> dict[str, Crossovers]:
     """What earlier jobs found; a file that can't be read says nothing."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError):
-        known = {name: name for name in (NATIVE, EXCHANGE)}
+        known = {name: name for name in (NATIVE, EXCHANGE, JOINED)}
         kept = json.loads(_file().read_text()).items()
         return {
             place: {key: [(int(limit), known[name]) for limit, name in table[key]] for key in (IN_PLACE, NEW)}

@@ -83,8 +83,8 @@ def test_what_was_measured_is_kept_for_the_next_job(rank, size, monkeypatch, tmp
         ((place, found),) = json.loads(file.read_text()).items()
         assert f"{size} ranks" in place
         for table in found["in place"], found["new"]:
-            assert all(limit in [256 * 4**power for power in range(7)] for limit, _ in table)
-            assert {name for _, name in table} <= {"native", "exchange"}
+            assert all(limit in [256 * 4**power for power in range(8)] for limit, _ in table)
+            assert {name for _, name in table} <= {"native", "exchange", "joined"}
         told = {"in place": [[777, "native"]], "new": []}
         file.write_text(json.dumps({place: told}))
     collective.shutdown()

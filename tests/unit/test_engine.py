@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collective.engine import tuning
 from collective.engine.arena import Arena, rounded
 from collective.engine.calls import SHUTDOWN, Call
 from collective.engine.engine import Engine
@@ -281,3 +282,13 @@ def test_averages_of_many_arrays_are_right_in_place_and_not(shared):
     for results in run_ranks(3, one_rank, shared_bytes=segment_bytes(3) if shared else 0):
         for result in results:
             np.testing.assert_allclose(result, expected, rtol=1e-3)
+
+
+def test_the_cut_between_small_and_large_is_where_all_sizes_together_take_the_least_time():
+    def races(*small_to_large):
+        return [{"native": ratio, "exchange": 9.0, "large": 1.0} for ratio in small_to_large]
+
+    assert tuning._cut(races(0.2, 0.5, 0.9, 1.5, 2, 3, 4), "large") == [(4096, "native")]
+    assert tuning._cut(races(0.2, 0.5, 1.2, 0.6, 2, 3, 4), "large") == [(16384, "native")]  # one race was disturbed
+    assert tuning._cut(races(2, 2, 2, 2, 2, 2, 0.9), "large") == []
+    assert tuning._cut(races(*[0.5] * 7), "large") == [(2**20, "native")]
