@@ -36,8 +36,8 @@ ALL_REDUCE: dict[str, AllReduce] = {
 }
 
 
-# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), the engine's arena, or what carries
-# the most bytes.
+# Chosen by size: MPI's own all-reduce, data along with the agreement (``exchange``), the engine's arena, or what
+# carries the most bytes.
 NATIVE, EXCHANGE, JOINED, LARGE = "native", "exchange", "joined", "large"
 
 

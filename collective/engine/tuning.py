@@ -8,6 +8,7 @@ bits: the sum of three floats depends on their order.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -84,7 +85,7 @@ def _cut(races: list[dict[str, float]], large: str) -> list[tuple[int, str]]:
     costs = [sum(excess[:cut]) + sum(1 / ratio for ratio in excess[cut:]) for cut in range(len(races) + 1)]
     rows = list(zip(SIZES, small, strict=False))[: costs.index(min(costs))]
     # Of neighbours with the same algorithm only the last one counts.
-    return [row for row, after in zip(rows, [*rows[1:], (0, "")], strict=True) if row[1] != after[1]]
+    return [row for row, after in itertools.pairwise([*rows, (0, "")]) if row[1] != after[1]]
 
 
 def _race(resources: Resources, size: int, seconds: float, started: float) -> tuple[dict[str, float], float]:
