@@ -9,13 +9,14 @@ from collections.abc import Callable
 from collective.errors import TransportError
 from collective.log import logger
 
-# Sleeping costs some 50 us of delay, too much for a short message. So a wait first only yields the core, for so many
-# seconds; then it sleeps for a part of the time it has waited already, so that a sleep delays it by that part at most.
+# Sleeping costs some 50 us of delay, too much for a short message. So a wait first only asks, then yields the core, for
+# so many seconds; then it sleeps for a part of the time it has waited already, so a sleep delays it by so much at most.
+ASKS = 20
 AWAKE = 1e-3
 SLEEP_SHARE = 0.05
 LONGEST_SLEEP = 1e-3
-# What takes a wire a millisecond is worth sleeping for earlier and longer: the next messages come in meanwhile.
-AWAKE_FOR_BYTES = 5e-5
+# What takes a wire a millisecond is worth sleeping for at once, and longer: the next messages come in meanwhile.
+SHORTEST_SLEEP_FOR_BYTES = 5e-5
 SLEEP_SHARE_FOR_BYTES = 0.5
 
 
@@ -47,20 +48,22 @@ class Patience:
         Raises:
             TransportError: when the time is over.
         """
-        for _ in range(20):
+        for _ in range(1 if for_bytes else ASKS):
             if test():
                 return
-        awake, share = (AWAKE_FOR_BYTES, SLEEP_SHARE_FOR_BYTES) if for_bytes else (AWAKE, SLEEP_SHARE)
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
         while not test():
-            if not for_bytes:  # to ask for a message moves messages by itself
-                self.progress()
             waited = time.perf_counter() - started
-            if waited < awake:
+            if for_bytes:  # to ask for a message moves messages by itself
+                time.sleep(min(max(waited * SLEEP_SHARE_FOR_BYTES, SHORTEST_SLEEP_FOR_BYTES), LONGEST_SLEEP))
+            elif waited < AWAKE:
+                self.progress()
                 os.sched_yield()
                 continue
-            time.sleep(min(waited * share, LONGEST_SLEEP))
+            else:
+                self.progress()
+                time.sleep(min(waited * SLEEP_SHARE, LONGEST_SLEEP))
             if waited > report_at:
                 logger.warning(
                     "%s has waited %.0f s for %s: late, stopped, or never calling it.", self.operation, waited, whom()

@@ -1,5 +1,6 @@
 """The library itself over every MPI there is, and on emulated hosts: four with a rank each, two with two."""
 
+import re
 import sys
 import time
 
@@ -19,6 +20,11 @@ for length in (0, 1, 1000, 100_003, 1_000_000):
     uneven = np.concatenate([array[: k + 1] for k, array in enumerate(everyone)])
     np.testing.assert_array_equal(c.allgather(mine[: r + 1]), uneven)
     np.testing.assert_array_equal(c.broadcast(mine, n - 1), everyone[-1])
+    for compression in c.Compression:  # sums up to 200 are exact in all
+        np.testing.assert_array_equal(c.allreduce(mine, c.Sum, compression=compression), sum(everyone))
+    handles = [c.allreduce_async(mine + k, c.Sum, name=f"tensor {k}") for k in np.random.default_rng(r).permutation(3)]
+    for handle, k in zip(handles, np.random.default_rng(r).permutation(3)):
+        np.testing.assert_array_equal(handle.wait(), sum(everyone) + n * k)
 here = (r, c.local_rank(), c.local_size(), c.cross_rank(), c.cross_size(), socket.gethostname())
 everyone = c.allgather_object(here)
 if r == 0: print(everyone)
@@ -75,3 +81,14 @@ def test_an_exception_on_one_host_ends_the_job_on_all(four_hosts):
     assert result.returncode != 0
     assert f"rank 2 of 4 on host {four_hosts.names[2]}: uncaught ValueError: disk full" in result.stderr
     assert ended - max(float(line.split()[1]) for line in result.stdout.splitlines()) < 5
+
+
+@pytest.mark.parametrize(("example", "package"), [("keras_mnist", "keras"), ("torch_mnist", "torch")])
+def test_gradients_sent_while_others_are_computed_leave_equal_weights(four_hosts, example, package):
+    """Across hosts gradients go bucket by bucket, in another thread than the one that computes."""
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    hosts = ",".join(f"{address}:1" for address in four_hosts.addresses[:2])
+    result = on(hosts, four_hosts.agent, str(ROOT / "examples" / f"{example}.py"), timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "weights equal on all 2 ranks: True" in result.stdout
+    assert float(re.search(r"test accuracy ([\d.]+)", result.stdout)[1]) >= 0.97
