@@ -16,14 +16,13 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from collective import dtypes, world
-from collective.backends.base import Backend, Operation
+from collective import arguments, world
+from collective.arguments import Array
+from collective.backends.base import Operation
 from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.reduce_ops import Average, ReduceOp
-from collective.reduction import reduction_for
 
-Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
 
 
@@ -82,7 +81,7 @@ def allreduce(
         At best 2(N-1) messages and 2(N-1)/N x bytes (ring); see ``collective.algorithms`` for the others.
     """
     (result,) = _allreduce(array, op, name, out, compression).wait()
-    return result if out is None or result is out else _deliver(result, out)
+    return result if out is None or result is out else arguments.deliver(result, out)
 
 
 def allreduce_async(
@@ -98,7 +97,7 @@ def allreduce_async(
     Neither ``array`` nor ``out`` may be touched before the handle's ``wait`` has returned the result.
     """
     operation = _allreduce(array, op, name, out, compression)
-    return Handle(operation, lambda results: _deliver(results[0], out))._started()
+    return Handle(operation, lambda results: arguments.deliver(results[0], out))._started()
 
 
 def grouped_allreduce(
@@ -141,12 +140,12 @@ def _allreduce(
 ) -> Operation:
     backend, name = world.begin("allreduce", name)
     try:
-        source = _native_array(array)
-        _check_op(op, source.dtype, backend.topology.size)
-        work = _work_array(source, out)
+        source = arguments.native_array(array)
+        arguments.check_op(op, source.dtype, backend.topology.size)
+        work = arguments.work_array(source, out)
         wire = None if compression is Compression.none else compression.wire(source.dtype)
     except ArgumentError as error:
-        _refuse(backend, "allreduce", name, error)
+        arguments.refuse(backend, "allreduce", name, error)
         raise
     return backend.allreduce((work,), op, name, out is not None, wire)
 
@@ -160,19 +159,19 @@ def _grouped_allreduce(
 ) -> Handle[list[Array]]:
     backend, name = world.begin("grouped_allreduce", name)
     try:
-        sources = [_native_array(array) for array in arrays]
-        targets = _targets(sources, out)
+        sources = [arguments.native_array(array) for array in arrays]
+        targets = arguments.targets(sources, out)
         for dtype in {source.dtype for source in sources}:
-            _check_op(op, dtype, backend.topology.size)
-        work = [_work_array(source, target) for source, target in zip(sources, targets, strict=True)]
+            arguments.check_op(op, dtype, backend.topology.size)
+        work = [arguments.work_array(source, target) for source, target in zip(sources, targets, strict=True)]
         wires = {compression.wire(source.dtype) for source in sources} - {None}
     except ArgumentError as error:
-        _refuse(backend, "grouped_allreduce", name, error)
+        arguments.refuse(backend, "grouped_allreduce", name, error)
         raise
     operation = backend.allreduce(work, op, name, out is not None, next(iter(wires), None))
     return Handle(
         operation,
-        lambda results: [_deliver(result, target) for result, target in zip(results, targets, strict=True)],
+        lambda results: [arguments.deliver(result, target) for result, target in zip(results, targets, strict=True)],
     )
 
 
@@ -199,10 +198,10 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32, *, name
     """
     backend, name = world.begin("empty", name)
     try:
-        like = _native_array(np.empty(0, dtype))
+        like = arguments.native_array(np.empty(0, dtype))
         dimensions = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
     except ArgumentError as error:
-        _refuse(backend, "empty", name, error)
+        arguments.refuse(backend, "empty", name, error)
         raise
     return backend.empty(dimensions, like.dtype, name).wait()
 
@@ -235,9 +234,9 @@ def allgather_async(array: npt.ArrayLike, *, name: str | None = None) -> Handle[
 def _allgather(array: npt.ArrayLike, name: str | None) -> Handle[Array]:
     backend, name = world.begin("allgather", name)
     try:
-        source = np.ascontiguousarray(_native_array(array, least_dimensions=1))
+        source = np.ascontiguousarray(arguments.native_array(array, least_dimensions=1))
     except ArgumentError as error:
-        _refuse(backend, "allgather", name, error)
+        arguments.refuse(backend, "allgather", name, error)
         raise
     return Handle(backend.allgather(source, name))
 
@@ -274,13 +273,13 @@ def broadcast_async(
 def _broadcast(array: npt.ArrayLike, root_rank: int, name: str | None, out: Array | None) -> Handle[Array]:
     backend, name = world.begin("broadcast", name)
     try:
-        _check_root(root_rank, backend.topology.size)
-        work = _writable(_native_array(array), out)
+        arguments.check_root(root_rank, backend.topology.size)
+        work = arguments.writable(arguments.native_array(array), out)
     except ArgumentError as error:
-        _refuse(backend, "broadcast", name, error)
+        arguments.refuse(backend, "broadcast", name, error)
         raise
     operation = backend.broadcast((work,), root_rank, name)
-    return Handle(operation, lambda results: _deliver(results[0], out))
+    return Handle(operation, lambda results: arguments.deliver(results[0], out))
 
 
 def grouped_broadcast(
@@ -293,15 +292,15 @@ def grouped_broadcast(
     """Give all ranks several arrays of rank ``root_rank`` as one operation. See ``broadcast``."""
     backend, name = world.begin("grouped_broadcast", name)
     try:
-        _check_root(root_rank, backend.topology.size)
-        sources = [_native_array(array) for array in arrays]
-        targets = _targets(sources, out)
-        work = [_writable(source, target) for source, target in zip(sources, targets, strict=True)]
+        arguments.check_root(root_rank, backend.topology.size)
+        sources = [arguments.native_array(array) for array in arrays]
+        targets = arguments.targets(sources, out)
+        work = [arguments.writable(source, target) for source, target in zip(sources, targets, strict=True)]
     except ArgumentError as error:
-        _refuse(backend, "grouped_broadcast", name, error)
+        arguments.refuse(backend, "grouped_broadcast", name, error)
         raise
     backend.broadcast(work, root_rank, name).wait()
-    return [_deliver(result, target) for result, target in zip(work, targets, strict=True)]
+    return [arguments.deliver(result, target) for result, target in zip(work, targets, strict=True)]
 
 
 def reducescatter(array: npt.ArrayLike, op: ReduceOp = Average, *, name: str | None = None) -> Array:
@@ -333,11 +332,11 @@ def reducescatter_async(array: npt.ArrayLike, op: ReduceOp = Average, *, name: s
 def _reducescatter(array: npt.ArrayLike, op: ReduceOp, name: str | None) -> Handle[Array]:
     backend, name = world.begin("reducescatter", name)
     try:
-        source = _native_array(array, least_dimensions=1)
-        _check_op(op, source.dtype, backend.topology.size)
+        source = arguments.native_array(array, least_dimensions=1)
+        arguments.check_op(op, source.dtype, backend.topology.size)
         work = np.array(source, order="C", copy=True)
     except ArgumentError as error:
-        _refuse(backend, "reducescatter", name, error)
+        arguments.refuse(backend, "reducescatter", name, error)
         raise
     return Handle(backend.reducescatter(work, op, name))
 
@@ -377,10 +376,10 @@ def _alltoall(
 ) -> Handle[Array | tuple[Array, Array]]:
     backend, name = world.begin("alltoall", name)
     try:
-        source = np.ascontiguousarray(_native_array(array, least_dimensions=1))
-        rows = _checked_splits(splits, len(source), backend.topology.size)
+        source = np.ascontiguousarray(arguments.native_array(array, least_dimensions=1))
+        rows = arguments.checked_splits(splits, len(source), backend.topology.size)
     except ArgumentError as error:
-        _refuse(backend, "alltoall", name, error)
+        arguments.refuse(backend, "alltoall", name, error)
         raise
     operation = backend.alltoall(source, rows, name)
     return Handle(operation, lambda result: result if splits is not None else result[0])
@@ -390,106 +389,3 @@ def barrier(*, name: str | None = None) -> None:
     """Return once every rank has called it. Cost per rank: one all-reduce of 16 bytes."""
     backend, name = world.begin("barrier", name)
     backend.barrier(name).wait()
-
-
-def _refuse(backend: Backend, kind: str, name: str, error: ArgumentError) -> None:
-    """Say which operation has the wrong arguments, and make it an error on the other ranks as well."""
-    error.operation = kind if name.startswith("#") else f"{kind} {name!r}"
-    error.where = backend.topology.where
-    backend.refuse(kind, name, str(error))
-
-
-def _native_array(array: npt.ArrayLike, least_dimensions: int = 0) -> Array:
-    """The values as an array in native byte order, the user's own memory where possible."""
-    given = np.asarray(array)
-    if given.dtype.kind not in dtypes.NUMBERS and not dtypes.is_supported(given.dtype):
-        raise ArgumentError(
-            "arrays are of numbers or bool",
-            received=f"dtype={given.dtype}, shape={given.shape}",
-            fix="Convert the array to a number dtype; Python objects go through broadcast_object or allgather_object",
-        )
-    if given.ndim < least_dimensions:
-        raise ArgumentError(
-            "the array has rows: at least one dimension",
-            received=f"shape={given.shape}",
-            fix="Pass array.reshape(1) for a single value",
-        )
-    return given if given.dtype.isnative else given.astype(given.dtype.newbyteorder("="))
-
-
-def _check_op(op: ReduceOp, dtype: np.dtype[Any], size: int) -> None:
-    if not isinstance(op, ReduceOp):
-        raise ArgumentError(
-            "op is one of Average, Sum, Min, Max, Product", received=f"op={op!r}", fix="Use collective.Sum or another"
-        )
-    reduction_for(op, dtype, size)
-
-
-def _check_root(root_rank: int, size: int) -> None:
-    if not 0 <= root_rank < size:
-        raise ArgumentError(
-            f"the root is a rank from 0 to {size - 1}",
-            received=f"root_rank={root_rank}",
-            fix="Pass the rank whose values all ranks shall have",
-        )
-
-
-def _targets(sources: Sequence[Array], out: Sequence[Array] | None) -> Sequence[Array | None]:
-    if out is None:
-        return [None] * len(sources)
-    if len(out) != len(sources):
-        raise ArgumentError("out has an array for each input", received=f"inputs={len(sources)}, out={len(out)}")
-    return out
-
-
-def _work_array(source: Array, target: Array | None) -> Array:
-    """A contiguous array with the values of ``source``: one to read without a target, else one to overwrite."""
-    return np.asarray(source, order="C") if target is None else _writable(source, target)
-
-
-def _writable(source: Array, target: Array | None) -> Array:
-    """A contiguous array with the values of ``source`` that an operation may overwrite: the target, if it can be."""
-    if target is None:
-        return np.array(source, order="C", copy=True)
-    if target is not source or not target.flags.writeable:
-        _check_target(source, target)
-    if not target.flags.c_contiguous or not target.dtype.isnative:
-        return np.array(source, order="C", copy=True)
-    if target is not source:
-        target[...] = source
-    return target
-
-
-def _check_target(source: Array, target: Array) -> None:
-    fits = isinstance(target, np.ndarray) and target.shape == source.shape and target.flags.writeable
-    if not fits or target.dtype.newbyteorder("=") != source.dtype:
-        raise ArgumentError(
-            f"out is a writeable array of the input's shape and dtype: {source.dtype}{list(source.shape)}",
-            received=f"out={type(target).__name__} {getattr(target, 'dtype', '')}{list(np.shape(target))}"
-            + (" (read-only)" if isinstance(target, np.ndarray) and not target.flags.writeable else ""),
-        )
-
-
-def _deliver(result: Array, target: Array | None) -> Array:
-    if target is None or target is result:
-        return result
-    target[...] = result
-    return target
-
-
-def _checked_splits(splits: Sequence[int] | Array | None, rows: int, size: int) -> list[int]:
-    if splits is None:
-        if rows % size:
-            raise ArgumentError(
-                f"without splits the rows divide evenly among {size} ranks",
-                received=f"rows={rows}",
-                fix="Pass splits, the number of rows for each rank",
-            )
-        return [rows // size] * size
-    counts = np.asarray(splits)
-    if counts.shape != (size,) or counts.dtype.kind not in "iu" or (counts < 0).any() or counts.sum() != rows:
-        raise ArgumentError(
-            f"splits are {size} whole numbers, none negative, that add up to the {rows} rows",
-            received=f"splits={np.array2string(counts, separator=', ', threshold=16)}",
-        )
-    return [int(count) for count in counts]

@@ -37,6 +37,8 @@ class Call:
 
     def label(self, name: str) -> str:
         """An operation as errors name it: by the user's name, or by the number it has without."""
+        if name == self.kind:
+            return name
         return f"{self.kind} {name}" if name.startswith("#") else f"{self.kind} {name!r}"
 
     def describe(self, name: str) -> str:
