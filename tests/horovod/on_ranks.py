@@ -46,7 +46,7 @@ def test_a_broadcast_is_cut_and_joined(monkeypatch):
     root = SIZE - 1
     expected = [np.arange(700.0), np.float32(3), np.arange(999, dtype=np.int8), np.zeros(0), np.arange(7) + 1j]
     mine = [np.array(array) if root == RANK else np.zeros_like(array) for array in expected]
-    world.backend().broadcast(mine, root, "cut")
+    world.backend().broadcast(mine, root, "cut").wait()
     for array, wanted in zip(mine, expected, strict=True):
         np.testing.assert_array_equal(array, wanted)
 
