@@ -66,16 +66,16 @@ class Engine:
             return operation.wait()
         try:
             differ = False
-            if not self._pending and not self._lost:
-                self._patience.operation = operation
-                word = digest(operation.call, operation.name)
-                busy = agree(self._transport, word | BUSY if operation.shows and operation.publish() else word)
+            if not self._pending:
+                busy = self._propose(operation)
                 if busy >= 0:
                     self._last = operation.name
                     return operation.run(busy > 0)
                 differ = True
             self._add(operation)
             self._work(operation, differ)
+        except ArgumentError:  # a name that is pending already; nothing has begun
+            raise
         except BaseException as error:
             self._lost = self._lost or error
             raise

@@ -155,6 +155,8 @@ def test_a_name_is_pending_once():
             first.start()
             with pytest.raises(ArgumentError, match="'twice' while allreduce 'twice' of .* is pending"):
                 second.start()
+            with pytest.raises(ArgumentError):
+                ranks.allreduce("twice", np.ones(1)).wait()
             return first.wait()[0].tolist()
         time.sleep(0.3)
         return first.wait()[0].tolist()
