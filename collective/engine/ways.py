@@ -192,7 +192,10 @@ class Native:
 
     def __init__(self, resources: Resources, reduction: Reduction) -> None:
         assert resources.transport.native is not None  # noqa: S101  # whoever chose this way has looked
-        self._all_reduce, self._finish = resources.transport.native.prepared(reduction.op), reduction.finish
+        self._all_reduce, self._finish = (
+            resources.transport.native.prepared(reduction.op, reduction.dtype),
+            reduction.finish,
+        )
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:  # noqa: ARG002
         """See ``Way``."""

@@ -97,21 +97,22 @@ class MpiNative:
 
     def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce in place, once all ranks have come; see ``collective.transport.base``."""
-        # mpi4py finds the datatype sooner than we could: these are all that it knows.
-        self._communicator.Allreduce(MPI.IN_PLACE, array, self.OPS[op])
+        self.prepared(op, array.dtype)(array)
 
-    def prepared(self, op: ReduceOp) -> Callable[[np.ndarray], object]:
+    def prepared(self, op: ReduceOp, dtype: np.dtype) -> Callable[[np.ndarray], object]:
         """See ``collective.transport.base``."""
-        return functools.partial(self._communicator.Allreduce, MPI.IN_PLACE, op=self.OPS[op])
+        # Not the datatype that mpi4py would find, such as MPI_UNSIGNED_LONG: of that, some libraries' minimum is wrong.
+        datatype, reduce = self._datatype(dtype), self.OPS[op]
+        return lambda array: self._communicator.Allreduce(MPI.IN_PLACE, [array, datatype], reduce)
 
     def all_reduce_patiently(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce in place; see ``collective.transport.base``."""
         # The form that returns at once: the other spins a core for as long as the slowest rank takes.
-        request = self._communicator.Iallreduce(MPI.IN_PLACE, [array, self._datatype(array)], self.OPS[op])
+        request = self._communicator.Iallreduce(MPI.IN_PLACE, [array, self._datatype(array.dtype)], self.OPS[op])
         self._patience.wait(request.Test)
 
-    def _datatype(self, array: np.ndarray) -> MPI.Datatype:
-        return self.INTEGERS.get(array.dtype) or self.FLOATS[array.dtype]
+    def _datatype(self, dtype: np.dtype) -> MPI.Datatype:
+        return self.INTEGERS.get(dtype) or self.FLOATS[dtype]
 
 
 class MpiTransport:
