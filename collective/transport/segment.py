@@ -11,6 +11,7 @@ import mmap
 import os
 import platform
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def create(transport: Transport, data_bytes: int, patience: Patience) -> SharedM
             except OSError as error:
                 failure = f"{error.strerror or error}: rank {transport.rank} can't open what rank 0 made"
         # Everyone hears of everyone before the name goes: mapped by all, or used by none.
-        failure = _first_failure(transport, failure)
+        failure = _first_failure(transport, failure, undo.close)
     if memory is None or failure:
         raise TransportError("the ranks of one host share memory", received=failure)
     return SharedMemory(transport.rank, transport.size, memory, patience)
@@ -93,14 +94,15 @@ def _from_first(transport: Transport, buffer: np.ndarray) -> list[Request]:
     return [transport.receive(buffer, 0)]
 
 
-def _first_failure(transport: Transport, mine: str) -> str:
-    """What went wrong on the first rank on which something did; known to all."""
+def _first_failure(transport: Transport, mine: str, then: Callable[[], None]) -> str:
+    """What went wrong on the first rank on which something did; known to all, ``then`` being done on rank 0."""
     everyone = np.zeros((transport.size, LONGEST_TEXT), np.uint8)
     text = mine.encode()[:LONGEST_TEXT]
     everyone[transport.rank, : len(text)] = np.frombuffer(text, np.uint8)
     if transport.rank == 0:
         for request in [transport.receive(everyone[rank], rank) for rank in range(1, transport.size)]:
             request.wait()
+        then()
     else:
         transport.send(everyone[transport.rank], 0).wait()
     for request in _from_first(transport, everyone):
