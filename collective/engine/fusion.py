@@ -45,6 +45,13 @@ class Layout:
         for array, (slot, _) in zip(arrays, self._slots, strict=True):
             array.reshape(-1)[:] = flat[slot]
 
+    def deliver(self, flat: np.ndarray, arrays: Sequence[np.ndarray], in_place: bool) -> Sequence[np.ndarray]:
+        """The results in ``flat``, where they are wanted: in the arrays they were packed from, or as views of it."""
+        if not in_place:
+            return self.views(flat)
+        self.unpack(flat, arrays)
+        return arrays
+
     def views(self, flat: np.ndarray) -> list[np.ndarray]:
         """The arrays as views of ``flat``."""
         return [flat[slot].reshape(shape) for slot, shape in self._slots]

@@ -104,10 +104,7 @@ class Exchanged:
             return arrays
         flat = np.empty(self._layout.elements, self._reduction.dtype)
         exchange.reduce(shown, flat, self._reduction)
-        if not self._in_place:
-            return self._layout.views(flat)
-        self._layout.unpack(flat, arrays)
-        return arrays
+        return self._layout.deliver(flat, arrays, self._in_place)
 
 
 class Joined:
@@ -149,10 +146,7 @@ class Joined:
             resident.meet(memory)
         rows = [row.view(self._dtype) for row in self._arena.take(self._start, self._bytes)]
         resident.all_reduce(memory, rows, self._reduction)
-        if not self._in_place:
-            return self._layout.views(rows[memory.rank])
-        self._layout.unpack(rows[memory.rank], arrays)
-        return arrays
+        return self._layout.deliver(rows[memory.rank], arrays, self._in_place)
 
     def _pack(self, arrays: Sequence[np.ndarray]) -> None:
         mine = self._arena.row(self._start, self._bytes).view(self._dtype)
@@ -179,10 +173,7 @@ class Bucketed:
         flat = np.empty(self._layout.elements, self._reduction.dtype)
         self._layout.pack(arrays, flat)
         self._all_reduce(self._resources.transport, flat, self._reduction, self._resources.settings.segment_bytes)
-        if not self._in_place:
-            return self._layout.views(flat)
-        self._layout.unpack(flat, arrays)
-        return arrays
+        return self._layout.deliver(flat, arrays, self._in_place)
 
 
 class Native:
@@ -192,10 +183,8 @@ class Native:
 
     def __init__(self, resources: Resources, reduction: Reduction) -> None:
         assert resources.transport.native is not None  # noqa: S101  # whoever chose this way has looked
-        self._all_reduce, self._finish = (
-            resources.transport.native.prepared(reduction.op, reduction.dtype),
-            reduction.finish,
-        )
+        self._all_reduce = resources.transport.native.prepared(reduction.op, reduction.dtype)
+        self._finish = reduction.finish
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:  # noqa: ARG002
         """See ``Way``."""
