@@ -20,7 +20,7 @@ from collective import arguments, world
 from collective.arguments import Array
 from collective.backends.base import Operation
 from collective.compression import Compression
-from collective.errors import ArgumentError
+from collective.errors import ArgumentError, CollectiveError
 from collective.reduce_ops import Average, ReduceOp
 
 Result = TypeVar("Result")
@@ -50,6 +50,24 @@ class Handle(Generic[Result]):
     def _started(self) -> Handle[Result]:
         self._operation.start()
         return self
+
+
+def wait_for_all(handles: Sequence[Handle[Result]]) -> list[Result]:
+    """Wait for several operations, also when one fails, so that none is left under way; then return their results.
+
+    Raises:
+        CollectiveError: the first one's that failed.
+    """
+    results: list[Result] = []
+    errors: list[CollectiveError] = []
+    for handle in handles:
+        try:
+            results.append(handle.wait())
+        except CollectiveError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return results
 
 
 def allreduce(

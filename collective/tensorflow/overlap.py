@@ -49,8 +49,9 @@ def all_reduce(
 
     def collect(*_: np.ndarray) -> list[np.ndarray]:
         results: dict[int, np.ndarray] = {}
-        for number in range(len(places)):
-            results.update(zip(places[number], under_way.pop(number).wait(), strict=True))
+        reduced = collectives.wait_for_all([under_way.pop(number) for number in range(len(places))])
+        for bucket, arrays in zip(places, reduced, strict=True):
+            results.update(zip(bucket, arrays, strict=True))
         return [results[place] for place in range(len(tensors))]
 
     turns: list[tf.Tensor] = []

@@ -20,7 +20,7 @@ import torch
 from collective import collectives, world
 from collective.compression import Compression
 from collective.engine.fusion import reversed_buckets
-from collective.errors import ArgumentError, CollectiveError
+from collective.errors import ArgumentError
 from collective.reduce_ops import Average, ReduceOp
 from collective.torch.arrays import Array, array_of, tensor_of
 from collective.torch.sparse import sparse_allreduce_async
@@ -134,9 +134,9 @@ class Gradients:
         under_way, self._under_way = self._under_way, []
         self.forget()
         if self._overlaps:
-            errors = [error for error in (self._collect(*bucket) for bucket in under_way) if error]
-            if errors:
-                raise errors[0]
+            reduced = collectives.wait_for_all([handle for _, handle in under_way])
+            for (dense, _), arrays in zip(under_way, reduced, strict=True):
+                _assign(dense, arrays)
         else:
             self._reduce_together()
         self._reduce_sparse()
@@ -168,13 +168,6 @@ class Gradients:
             compression=self._options.compression,
         )
         self._under_way.append((dense, handle))
-
-    def _collect(self, parameters: Parameters, handle: collectives.Handle[list[Array]]) -> CollectiveError | None:
-        try:
-            _assign(parameters, handle.wait())
-        except CollectiveError as error:  # the other buckets have to be waited for all the same
-            return error
-        return None
 
     def _reduce_together(self) -> None:
         (everything,) = self._buckets or [[]]

@@ -177,3 +177,22 @@ def test_tensors_sent_while_others_are_computed_are_reduced_like_those_sent_toge
             expected = number * (place + 1.0) + (size - 1) / 2
             np.testing.assert_allclose(result, np.full(shape, expected), rtol=1e-6)
             same_on_all_ranks(result.numpy())
+
+
+def test_a_bucket_that_differs_is_an_error_on_all_ranks_and_the_next_step_works(rank, size):
+    if size == 1:
+        pytest.skip("one rank differs from none")
+
+    def step(odd):
+        shapes = [(300_000,), (5 + (odd and rank == 1),), (400_000,)]
+
+        @tf.function(jit_compile=False)
+        def graph():
+            return overlap.all_reduce([tf.ones(shape) for shape in shapes], Sum, "odd", Compression.none)
+
+        return graph()
+
+    with pytest.raises(tf.errors.OpError, match="all ranks call the same operations|same order"):
+        step(odd=True)
+    for result in step(odd=False):
+        assert (result.numpy() == size).all()
