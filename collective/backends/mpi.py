@@ -14,7 +14,7 @@ from collective.backends.base import Backend, Operation
 from collective.engine import operations, tuning
 from collective.engine.calls import SHUTDOWN, Call
 from collective.engine.engine import Engine
-from collective.engine.operations import Planner
+from collective.engine.planner import Planner
 from collective.engine.ways import Resources
 from collective.errors import MismatchError
 from collective.reduce_ops import ReduceOp

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
-from collective.algorithms import choice, exchange, pairwise
-from collective.algorithms.choice import EXCHANGE, JOINED, LARGE, NATIVE
+from collective.algorithms import choice, pairwise
 from collective.algorithms.segments import even_bounds
-from collective.engine.calls import Call, Kinds, kinds
+from collective.engine.calls import Call, kinds
 from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
 from collective.engine.matching import BUSY, agree, gather_counts
 from collective.engine.operation import Operation
-from collective.engine.ways import IN_PLACE, NEW, Alone, Bucketed, Exchanged, Joined, Native, Resources, Way
+from collective.engine.planner import Planner
+from collective.engine.ways import Resources
 from collective.reduce_ops import ReduceOp
-from collective.reduction import Reduction, reduction_for
-
-
-class Plan(NamedTuple):
-    """How an all-reduce of certain arrays is carried out.
-
-    Attributes:
-        call: What the ranks compare, without a name.
-        ways: Each with the places of its arrays; None: all, in order.
-        shows: Whether the first way shows something before the ranks have met.
-    """
-
-    call: Call
-    ways: list[tuple[Way, list[int] | None]]
-    shows: bool
+from collective.reduction import reduction_for
 
 
 class AllReduce(Operation):
@@ -85,90 +70,6 @@ class AllReduce(Operation):
 
     def _of(self, places: list[int] | None) -> Sequence[np.ndarray]:
         return self._arrays if places is None else [self._arrays[place] for place in places]
-
-
-class Planner:
-    """Decides how all-reduces are carried out, once for arrays of certain dtypes and shapes.
-
-    Args:
-        resources: What the ways use.
-        crossovers: In place and for new results: up to how many bytes which algorithm is the fastest; see ``tuning``.
-    """
-
-    # Programs have few: a plan for each step's gradients and metrics. One that changes shapes all the time starts anew.
-    MOST_PLANS = 1000
-
-    def __init__(self, resources: Resources, crossovers: Mapping[str, Sequence[tuple[int, str]]]) -> None:
-        self.resources, self._crossovers = resources, crossovers
-        self._plans: dict[tuple[Kinds, ReduceOp, bool, np.dtype | None], Plan] = {}
-
-    def plan(self, what: Kinds, op: ReduceOp, in_place: bool, wire: np.dtype | None) -> Plan:
-        """The plan for arrays of these kinds."""
-        key = (what, op, in_place, wire)
-        plan = self._plans.get(key)
-        if plan is None:
-            if len(self._plans) >= self.MOST_PLANS:
-                self._plans.clear()
-            places: dict[np.dtype, list[int]] = {}
-            for place, (dtype, _) in enumerate(what):
-                places.setdefault(dtype, []).append(place)
-            ways = [way for alike in places.values() for way in self._ways(what, alike, op, in_place, wire)]
-            detail = op if wire is None else f"{op}, {wire} on the wire"
-            alone = len(ways) == 1
-            call = Call("allreduce", what, detail)
-            shows = any(way.shows for way, _ in ways[:1])
-            plan = self._plans[key] = Plan(call, [(way, None if alone else mine) for way, mine in ways], shows)
-        return plan
-
-    def _ways(
-        self, what: Kinds, places: list[int], op: ReduceOp, in_place: bool, wire: np.dtype | None
-    ) -> list[tuple[Way, list[int]]]:
-        """The ways for the arrays at ``places``, which have one dtype."""
-        resources, settings = self.resources, self.resources.settings
-        dtype = what[places[0]][0]
-        reduction = reduction_for(op, dtype, resources.transport.size, wire)
-        sizes = [math.prod(what[place][1]) * dtype.itemsize for place in places]
-        # Inside a host all new results are joined, however large: they have to be copied anyway.
-        limit = 2**62 if resources.transport.shared and not (in_place or settings.algorithm) else settings.fusion_bytes
-        ways: list[tuple[Way, list[int]]] = []
-        for bucket in buckets(sizes, limit):
-            mine = [places[number] for number in bucket]
-            ways.append((self._way([what[place][1] for place in mine], reduction, in_place), mine))
-        return ways
-
-    def _way(self, shapes: list[tuple[int, ...]], reduction: Reduction, in_place: bool) -> Way:
-        resources, transport = self.resources, self.resources.transport
-        layout = Layout(shapes, reduction.dtype)
-        name = resources.settings.algorithm or self._fastest(
-            layout.elements * reduction.dtype.itemsize, reduction, in_place
-        )
-        if name == EXCHANGE:
-            return Exchanged(resources, layout, reduction, in_place)
-        if name == JOINED:
-            return Joined(resources, layout, reduction, in_place)
-        all_reduce = choice.by_name(name, transport)
-        if in_place and len(shapes) == 1:
-            if name == NATIVE and not resources.settings.algorithm:
-                return Native(resources, reduction)
-            return Alone(resources, all_reduce, reduction)
-        if name == LARGE and transport.shared:
-            return Joined(resources, layout, reduction, in_place)
-        return Bucketed(resources, all_reduce, layout, reduction, in_place)
-
-    def _fastest(self, array_bytes: int, reduction: Reduction, in_place: bool) -> str:
-        """The algorithm measured to be the fastest for so many bytes, of those that are possible."""
-        native = self.resources.transport.native
-        impossible = set()
-        if native is None or not native.supports(reduction.op, reduction.dtype):
-            impossible.add(NATIVE)
-        if self.resources.small is None or array_bytes > exchange.LARGEST:
-            impossible.add(EXCHANGE)
-        if self.resources.transport.shared is None:
-            impossible.add(JOINED)
-        for limit, name in self._crossovers[IN_PLACE if in_place else NEW]:
-            if array_bytes <= limit and name not in impossible:
-                return name
-        return LARGE
 
 
 class AllGather(Operation):

@@ -13,7 +13,8 @@ from collective.engine.arena import Arena, rounded
 from collective.engine.calls import SHUTDOWN, Call
 from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
-from collective.engine.operations import AllGather, AllReduce, Broadcast, Meeting, Planner
+from collective.engine.operations import AllGather, AllReduce, Broadcast, Meeting
+from collective.engine.planner import Planner
 from collective.engine.ways import Resources
 from collective.errors import ArgumentError, MismatchError, TransportError
 from collective.reduce_ops import Average, Sum
