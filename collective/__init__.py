@@ -4,7 +4,6 @@ This is the NumPy front end; ``collective.tensorflow``, ``collective.keras`` and
 Importing it loads NumPy and nothing heavier; MPI starts with ``init()``.
 """
 
-from collective.collectives import Handle as Handle
 from collective.collectives import allgather as allgather
 from collective.collectives import allgather_async as allgather_async
 from collective.collectives import allreduce as allreduce
@@ -15,18 +14,27 @@ from collective.collectives import barrier as barrier
 from collective.collectives import broadcast as broadcast
 from collective.collectives import broadcast_async as broadcast_async
 from collective.collectives import empty as empty
-from collective.collectives import grouped_allreduce as grouped_allreduce
-from collective.collectives import grouped_allreduce_async as grouped_allreduce_async
+from collective.collectives import join as join
 from collective.collectives import reducescatter as reducescatter
 from collective.collectives import reducescatter_async as reducescatter_async
 from collective.compression import Compression as Compression
+from collective.grouped import grouped_allgather as grouped_allgather
+from collective.grouped import grouped_allreduce as grouped_allreduce
+from collective.grouped import grouped_allreduce_async as grouped_allreduce_async
+from collective.grouped import grouped_broadcast as grouped_broadcast
+from collective.grouped import grouped_reducescatter as grouped_reducescatter
+from collective.handles import Handle as Handle
 from collective.objects import allgather_object as allgather_object
 from collective.objects import broadcast_object as broadcast_object
+from collective.process_sets import ProcessSet as ProcessSet
+from collective.process_sets import global_process_set as global_process_set
+from collective.reduce_ops import Adasum as Adasum
 from collective.reduce_ops import Average as Average
 from collective.reduce_ops import Max as Max
 from collective.reduce_ops import Min as Min
 from collective.reduce_ops import Product as Product
 from collective.reduce_ops import Sum as Sum
+from collective.world import add_process_set as add_process_set
 from collective.world import cross_rank as cross_rank
 from collective.world import cross_size as cross_size
 from collective.world import init as init
@@ -34,6 +42,7 @@ from collective.world import is_initialized as is_initialized
 from collective.world import local_rank as local_rank
 from collective.world import local_size as local_size
 from collective.world import rank as rank
+from collective.world import remove_process_set as remove_process_set
 from collective.world import shutdown as shutdown
 from collective.world import size as size
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from collective import dtypes
 from collective.backends.base import Backend
 from collective.errors import ArgumentError
-from collective.reduce_ops import ReduceOp
+from collective.reduce_ops import Adasum, ReduceOp
 from collective.reduction import reduction_for
+from collective.topology import Topology
 
 Array = np.ndarray[Any, Any]
 
@@ -42,23 +43,31 @@ def native_array(array: npt.ArrayLike, least_dimensions: int = 0) -> Array:
     return given if given.dtype.isnative else given.astype(given.dtype.newbyteorder("="))
 
 
-def check_op(op: ReduceOp, dtype: np.dtype[Any], size: int) -> None:
-    """Refuse what is no reduce operation, or has no meaning for ``dtype``."""
+def check_op(op: ReduceOp, dtype: np.dtype[Any], size: int, of_elements: bool = False) -> None:
+    """Refuse what is no reduce operation, has no meaning for ``dtype``, or is not one ``of_elements`` if wanted."""
     if not isinstance(op, ReduceOp):
         raise ArgumentError(
-            "op is one of Average, Sum, Min, Max, Product", received=f"op={op!r}", fix="Use collective.Sum or another"
+            "op is one of Average, Sum, Min, Max, Product, Adasum",
+            received=f"op={op!r}",
+            fix="Use collective.Sum or another",
         )
+    if of_elements and op is Adasum:
+        raise ArgumentError("Adasum is defined for all-reduce", received="op=Adasum", fix="Use Sum or Average")
     reduction_for(op, dtype, size)
 
 
-def check_root(root_rank: int, size: int) -> None:
-    """Refuse a root that is no rank of the job."""
-    if not 0 <= root_rank < size:
+def check_root(root_rank: int, topology: Topology) -> int:
+    """The number that a root has among the ranks that take part; refuses a rank that is none of them."""
+    members = range(topology.size) if topology.members is None else topology.members
+    if root_rank not in members:
         raise ArgumentError(
-            f"the root is a rank from 0 to {size - 1}",
+            f"the root is a rank from 0 to {topology.size - 1}"
+            if topology.members is None
+            else f"the root is one of the ranks {', '.join(map(str, members))}",
             received=f"root_rank={root_rank}",
             fix="Pass the rank whose values all ranks shall have",
         )
+    return members.index(root_rank)
 
 
 def targets(sources: Sequence[Array], out: Sequence[Array] | None) -> Sequence[Array | None]:

@@ -82,8 +82,7 @@ def _from_json(value: Any) -> Any:
 
 def _array(content: list[Any]) -> Any:
     name, shape, data = content
-    dtype = dtypes.BFLOAT16 if name == dtypes.BFLOAT16.name else np.dtype(name)
-    return np.frombuffer(base64.b64decode(data), np.uint8).copy().view(dtype).reshape(shape)
+    return np.frombuffer(base64.b64decode(data), np.uint8).copy().view(dtypes.by_name(name)).reshape(shape)
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {

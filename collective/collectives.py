@@ -5,13 +5,13 @@ whatever order and thread they come. Results are equal on all ranks to the bit.
 Arrays may have any shape, no elements, any memory layout and byte order, and be read-only; dtypes are NumPy's numbers,
 bool and bfloat16 (of ``ml_dtypes``).
 
-In the costs below N is the number of ranks and "bytes" the size of one rank's array.
+In the costs below N is the number of ranks that take part and "bytes" the size of one rank's array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,54 +20,11 @@ from collective import arguments, world
 from collective.arguments import Array
 from collective.backends.base import Operation
 from collective.compression import Compression
-from collective.errors import ArgumentError, CollectiveError
-from collective.reduce_ops import Average, ReduceOp
-
-Result = TypeVar("Result")
-
-
-class Handle(Generic[Result]):
-    """An operation under way, as the ``..._async`` functions return it."""
-
-    __slots__ = ("_deliver", "_operation")
-
-    def __init__(self, operation: Operation, deliver: Callable[[Any], Result] | None = None) -> None:
-        self._operation, self._deliver = operation, deliver
-
-    def wait(self) -> Result:
-        """Return the result of the operation once it is there; the arrays given belong to the caller again.
-
-        Raises:
-            MismatchError: on every rank, when names, shapes, dtypes or operations differ.
-        """
-        result = self._operation.wait()
-        return self._deliver(result) if self._deliver else result
-
-    def done(self) -> bool:
-        """Tell whether ``wait`` would return at once."""
-        return self._operation.done()
-
-    def _started(self) -> Handle[Result]:
-        self._operation.start()
-        return self
-
-
-def wait_for_all(handles: Sequence[Handle[Result]]) -> list[Result]:
-    """Wait for several operations, also when one fails, so that none is left under way; then return their results.
-
-    Raises:
-        CollectiveError: the first one's that failed.
-    """
-    results: list[Result] = []
-    errors: list[CollectiveError] = []
-    for handle in handles:
-        try:
-            results.append(handle.wait())
-        except CollectiveError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
-    return results
+from collective.errors import ArgumentError
+from collective.handles import Handle
+from collective.process_sets import ProcessSet, global_process_set
+from collective.reduce_ops import Average, Max, ReduceOp
+from collective.scaling import factors_note, scale
 
 
 def allreduce(
@@ -77,28 +34,38 @@ def allreduce(
     name: str | None = None,
     out: Array | None = None,
     compression: Compression = Compression.none,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet | None = None,
 ) -> Array:
     """Reduce arrays of one shape and dtype element by element over all ranks, for all ranks.
 
     Args:
         array: This rank's values.
-        op: ``Average``, ``Sum``, ``Min``, ``Max`` or ``Product``. Integers wrap; the average of integers has no
-            fraction; averages in half precision can't overflow.
+        op: ``Average``, ``Sum``, ``Min``, ``Max``, ``Product`` or ``Adasum``. Integers wrap; the average of integers
+            has no fraction; averages in half precision can't overflow. Adasum takes the array as one vector.
         name: What matches the operation with the other ranks' calls; by default calls are matched in order.
-        out: Where the result goes, of the array's shape and dtype; ``array`` itself: in place, without a copy.
+        out: Where the result goes, of the array's shape and dtype; ``array`` itself: in place, without a copy. All
+            ranks give one, or none does.
         compression: How floats travel between hosts.
+        prescale_factor: What the values are multiplied by before they are reduced, the same on all ranks.
+        postscale_factor: What the result is multiplied by.
+        process_set: The ranks that take part; None: all.
 
     Returns:
         The result, ``out`` if given.
 
     Raises:
         ArgumentError: when ``op`` has no meaning for the dtype, or ``out`` doesn't fit.
-        MismatchError: on every rank, when shapes, dtypes, operations or names differ.
+        MismatchError: on every rank, when shapes, dtypes, operations, factors or names differ.
 
     Cost per rank:
-        At best 2(N-1) messages and 2(N-1)/N x bytes (ring); see ``collective.algorithms`` for the others.
+        At best 2(N-1) messages and 2(N-1)/N x bytes (ring); see ``collective.algorithms`` for the others. Adasum:
+        log2 N messages of all bytes.
     """
-    (result,) = _allreduce(array, op, name, out, compression).wait()
+    (result,) = _allreduce(array, op, name, out, compression, prescale_factor, postscale_factor, process_set).wait()
+    if postscale_factor != 1.0:
+        scale(result, postscale_factor)
     return result if out is None or result is out else arguments.deliver(result, out)
 
 
@@ -109,54 +76,34 @@ def allreduce_async(
     name: str | None = None,
     out: Array | None = None,
     compression: Compression = Compression.none,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet | None = None,
 ) -> Handle[Array]:
     """Begin ``allreduce`` and return at once; called by all ranks, in any order if names are given.
 
     Neither ``array`` nor ``out`` may be touched before the handle's ``wait`` has returned the result.
     """
-    operation = _allreduce(array, op, name, out, compression)
-    return Handle(operation, lambda results: arguments.deliver(results[0], out))._started()
+    operation = _allreduce(array, op, name, out, compression, prescale_factor, postscale_factor, process_set)
 
+    def deliver(results: Sequence[Array]) -> Array:
+        scale(results[0], postscale_factor)
+        return arguments.deliver(results[0], out)
 
-def grouped_allreduce(
-    arrays: Sequence[npt.ArrayLike],
-    op: ReduceOp = Average,
-    *,
-    name: str | None = None,
-    out: Sequence[Array] | None = None,
-    compression: Compression = Compression.none,
-) -> list[Array]:
-    """Reduce several arrays as one operation; small ones share messages. See ``allreduce``.
-
-    Args:
-        arrays: This rank's arrays, of any mixture of shapes and dtypes, in the same order on all ranks.
-        op: As in ``allreduce``.
-        name: As in ``allreduce``.
-        out: Where each result goes.
-        compression: As in ``allreduce``.
-
-    Returns:
-        The results, in the order of ``arrays``.
-    """
-    return _grouped_allreduce(arrays, op, name, out, compression).wait()
-
-
-def grouped_allreduce_async(
-    arrays: Sequence[npt.ArrayLike],
-    op: ReduceOp = Average,
-    *,
-    name: str | None = None,
-    out: Sequence[Array] | None = None,
-    compression: Compression = Compression.none,
-) -> Handle[list[Array]]:
-    """Begin ``grouped_allreduce`` and return at once; see ``allreduce_async``."""
-    return _grouped_allreduce(arrays, op, name, out, compression)._started()
+    return Handle(operation, deliver).started()
 
 
 def _allreduce(
-    array: npt.ArrayLike, op: ReduceOp, name: str | None, out: Array | None, compression: Compression
+    array: npt.ArrayLike,
+    op: ReduceOp,
+    name: str | None,
+    out: Array | None,
+    compression: Compression,
+    before: float,
+    after: float,
+    process_set: ProcessSet | None,
 ) -> Operation:
-    backend, name = world.begin("allreduce", name)
+    backend, name = world.begin("allreduce", name, process_set)
     try:
         source = arguments.native_array(array)
         arguments.check_op(op, source.dtype, backend.topology.size)
@@ -165,32 +112,12 @@ def _allreduce(
     except ArgumentError as error:
         arguments.refuse(backend, "allreduce", name, error)
         raise
-    return backend.allreduce((work,), op, name, out is not None, wire)
-
-
-def _grouped_allreduce(
-    arrays: Sequence[npt.ArrayLike],
-    op: ReduceOp,
-    name: str | None,
-    out: Sequence[Array] | None,
-    compression: Compression,
-) -> Handle[list[Array]]:
-    backend, name = world.begin("grouped_allreduce", name)
-    try:
-        sources = [arguments.native_array(array) for array in arrays]
-        targets = arguments.targets(sources, out)
-        for dtype in {source.dtype for source in sources}:
-            arguments.check_op(op, dtype, backend.topology.size)
-        work = [arguments.work_array(source, target) for source, target in zip(sources, targets, strict=True)]
-        wires = {compression.wire(source.dtype) for source in sources} - {None}
-    except ArgumentError as error:
-        arguments.refuse(backend, "grouped_allreduce", name, error)
-        raise
-    operation = backend.allreduce(work, op, name, out is not None, next(iter(wires), None))
-    return Handle(
-        operation,
-        lambda results: [arguments.deliver(result, target) for result, target in zip(results, targets, strict=True)],
-    )
+    if before == 1.0 == after:
+        return backend.allreduce((work,), op, name, out is not None, wire)
+    if out is None:
+        work = work.copy()
+    scale(work, before)
+    return backend.allreduce((work,), op, name, True, wire, factors_note(before, after))
 
 
 def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32, *, name: str | None = None) -> Array:
@@ -224,12 +151,13 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32, *, name
     return backend.empty(dimensions, like.dtype, name).wait()
 
 
-def allgather(array: npt.ArrayLike, *, name: str | None = None) -> Array:
+def allgather(array: npt.ArrayLike, *, name: str | None = None, process_set: ProcessSet | None = None) -> Array:
     """Concatenate the ranks' arrays along axis 0, in rank order, for all ranks.
 
     Args:
         array: This rank's rows, at least one-dimensional; ranks may differ in their number.
         name: As in ``allreduce``.
+        process_set: As in ``allreduce``.
 
     Returns:
         A new array with the rows of all ranks.
@@ -241,16 +169,18 @@ def allgather(array: npt.ArrayLike, *, name: str | None = None) -> Array:
     Cost per rank:
         N-1 messages (ring), (N-1) x bytes, beside 8 bytes a rank for the numbers of rows.
     """
-    return _allgather(array, name).wait()
+    return _allgather(array, name, process_set).wait()
 
 
-def allgather_async(array: npt.ArrayLike, *, name: str | None = None) -> Handle[Array]:
+def allgather_async(
+    array: npt.ArrayLike, *, name: str | None = None, process_set: ProcessSet | None = None
+) -> Handle[Array]:
     """Begin ``allgather`` and return at once; see ``allreduce_async``."""
-    return _allgather(array, name)._started()
+    return _allgather(array, name, process_set).started()
 
 
-def _allgather(array: npt.ArrayLike, name: str | None) -> Handle[Array]:
-    backend, name = world.begin("allgather", name)
+def _allgather(array: npt.ArrayLike, name: str | None, process_set: ProcessSet | None) -> Handle[Array]:
+    backend, name = world.begin("allgather", name, process_set)
     try:
         source = np.ascontiguousarray(arguments.native_array(array, least_dimensions=1))
     except ArgumentError as error:
@@ -259,14 +189,22 @@ def _allgather(array: npt.ArrayLike, name: str | None) -> Handle[Array]:
     return Handle(backend.allgather(source, name))
 
 
-def broadcast(array: npt.ArrayLike, root_rank: int, *, name: str | None = None, out: Array | None = None) -> Array:
+def broadcast(
+    array: npt.ArrayLike,
+    root_rank: int,
+    *,
+    name: str | None = None,
+    out: Array | None = None,
+    process_set: ProcessSet | None = None,
+) -> Array:
     """Give all ranks the array of rank ``root_rank``.
 
     Args:
         array: The values; on other ranks than the root only its shape and dtype matter.
-        root_rank: The rank whose values all get.
+        root_rank: The rank whose values all get: its number in the job, also in a process set.
         name: As in ``allreduce``.
         out: Where the result goes; ``array`` itself: in place.
+        process_set: As in ``allreduce``.
 
     Returns:
         The root's values, in ``out`` if given.
@@ -278,89 +216,112 @@ def broadcast(array: npt.ArrayLike, root_rank: int, *, name: str | None = None, 
     Cost:
         Each rank but the root receives the bytes once; the root sends log2 N x bytes (binomial tree).
     """
-    return _broadcast(array, root_rank, name, out).wait()
+    return _broadcast(array, root_rank, name, out, process_set).wait()
 
 
 def broadcast_async(
-    array: npt.ArrayLike, root_rank: int, *, name: str | None = None, out: Array | None = None
+    array: npt.ArrayLike,
+    root_rank: int,
+    *,
+    name: str | None = None,
+    out: Array | None = None,
+    process_set: ProcessSet | None = None,
 ) -> Handle[Array]:
     """Begin ``broadcast`` and return at once; see ``allreduce_async``."""
-    return _broadcast(array, root_rank, name, out)._started()
+    return _broadcast(array, root_rank, name, out, process_set).started()
 
 
-def _broadcast(array: npt.ArrayLike, root_rank: int, name: str | None, out: Array | None) -> Handle[Array]:
-    backend, name = world.begin("broadcast", name)
+def _broadcast(
+    array: npt.ArrayLike, root_rank: int, name: str | None, out: Array | None, process_set: ProcessSet | None
+) -> Handle[Array]:
+    backend, name = world.begin("broadcast", name, process_set)
     try:
-        arguments.check_root(root_rank, backend.topology.size)
+        root = arguments.check_root(root_rank, backend.topology)
         work = arguments.writable(arguments.native_array(array), out)
     except ArgumentError as error:
         arguments.refuse(backend, "broadcast", name, error)
         raise
-    operation = backend.broadcast((work,), root_rank, name)
+    operation = backend.broadcast((work,), root, name)
     return Handle(operation, lambda results: arguments.deliver(results[0], out))
 
 
-def grouped_broadcast(
-    arrays: Sequence[npt.ArrayLike],
-    root_rank: int,
+def reducescatter(
+    array: npt.ArrayLike,
+    op: ReduceOp = Average,
     *,
     name: str | None = None,
-    out: Sequence[Array] | None = None,
-) -> list[Array]:
-    """Give all ranks several arrays of rank ``root_rank`` as one operation. See ``broadcast``."""
-    backend, name = world.begin("grouped_broadcast", name)
-    try:
-        arguments.check_root(root_rank, backend.topology.size)
-        sources = [arguments.native_array(array) for array in arrays]
-        targets = arguments.targets(sources, out)
-        work = [arguments.writable(source, target) for source, target in zip(sources, targets, strict=True)]
-    except ArgumentError as error:
-        arguments.refuse(backend, "grouped_broadcast", name, error)
-        raise
-    backend.broadcast(work, root_rank, name).wait()
-    return [arguments.deliver(result, target) for result, target in zip(work, targets, strict=True)]
-
-
-def reducescatter(array: npt.ArrayLike, op: ReduceOp = Average, *, name: str | None = None) -> Array:
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet | None = None,
+) -> Array:
     """Reduce over all ranks and keep this rank's part of axis 0.
 
     Args:
         array: This rank's values, at least one-dimensional, of one shape on all ranks.
-        op: As in ``allreduce``.
+        op: As in ``allreduce``, but for Adasum.
         name: As in ``allreduce``.
+        prescale_factor: As in ``allreduce``.
+        postscale_factor: As in ``allreduce``.
+        process_set: As in ``allreduce``.
 
     Returns:
         This rank's rows of the result: ``len(array) // N`` of them, one more on the first ``len(array) % N`` ranks.
 
     Raises:
         ArgumentError: when the array has no axis 0 or ``op`` has no meaning for the dtype.
-        MismatchError: on every rank, when shapes, dtypes or operations differ.
+        MismatchError: on every rank, when shapes, dtypes, operations or factors differ.
 
     Cost per rank:
         N-1 messages, (N-1)/N x bytes (ring).
     """
-    return _reducescatter(array, op, name).wait()
+    return _reducescatter(array, op, name, prescale_factor, postscale_factor, process_set).wait()
 
 
-def reducescatter_async(array: npt.ArrayLike, op: ReduceOp = Average, *, name: str | None = None) -> Handle[Array]:
+def reducescatter_async(
+    array: npt.ArrayLike,
+    op: ReduceOp = Average,
+    *,
+    name: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet | None = None,
+) -> Handle[Array]:
     """Begin ``reducescatter`` and return at once; see ``allreduce_async``."""
-    return _reducescatter(array, op, name)._started()
+    return _reducescatter(array, op, name, prescale_factor, postscale_factor, process_set).started()
 
 
-def _reducescatter(array: npt.ArrayLike, op: ReduceOp, name: str | None) -> Handle[Array]:
-    backend, name = world.begin("reducescatter", name)
+def _reducescatter(
+    array: npt.ArrayLike,
+    op: ReduceOp,
+    name: str | None,
+    before: float,
+    after: float,
+    process_set: ProcessSet | None,
+) -> Handle[Array]:
+    backend, name = world.begin("reducescatter", name, process_set)
     try:
         source = arguments.native_array(array, least_dimensions=1)
-        arguments.check_op(op, source.dtype, backend.topology.size)
+        arguments.check_op(op, source.dtype, backend.topology.size, of_elements=True)
         work = np.array(source, order="C", copy=True)
     except ArgumentError as error:
         arguments.refuse(backend, "reducescatter", name, error)
         raise
-    return Handle(backend.reducescatter(work, op, name))
+    scale(work, before)
+    operation = backend.reducescatter(work, op, name, factors_note(before, after))
+
+    def deliver(result: Array) -> Array:
+        scale(result, after)
+        return result
+
+    return Handle(operation, deliver)
 
 
 def alltoall(
-    array: npt.ArrayLike, splits: Sequence[int] | Array | None = None, *, name: str | None = None
+    array: npt.ArrayLike,
+    splits: Sequence[int] | Array | None = None,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
 ) -> Array | tuple[Array, Array]:
     """Send rows of axis 0 to every rank and receive rows from every rank.
 
@@ -368,6 +329,7 @@ def alltoall(
         array: This rank's rows, those for rank 0 first.
         splits: How many rows go to each rank, int[N]; None: the same number to all.
         name: As in ``allreduce``.
+        process_set: As in ``allreduce``.
 
     Returns:
         The rows received, those of rank 0 first; with ``splits`` also how many came from each rank, int64[N].
@@ -379,20 +341,24 @@ def alltoall(
     Cost per rank:
         2(N-1) messages, (N-1)/N x bytes (pairwise exchange).
     """
-    return _alltoall(array, splits, name).wait()
+    return _alltoall(array, splits, name, process_set).wait()
 
 
 def alltoall_async(
-    array: npt.ArrayLike, splits: Sequence[int] | Array | None = None, *, name: str | None = None
+    array: npt.ArrayLike,
+    splits: Sequence[int] | Array | None = None,
+    *,
+    name: str | None = None,
+    process_set: ProcessSet | None = None,
 ) -> Handle[Array | tuple[Array, Array]]:
     """Begin ``alltoall`` and return at once; see ``allreduce_async``."""
-    return _alltoall(array, splits, name)._started()
+    return _alltoall(array, splits, name, process_set).started()
 
 
 def _alltoall(
-    array: npt.ArrayLike, splits: Sequence[int] | Array | None, name: str | None
+    array: npt.ArrayLike, splits: Sequence[int] | Array | None, name: str | None, process_set: ProcessSet | None
 ) -> Handle[Array | tuple[Array, Array]]:
-    backend, name = world.begin("alltoall", name)
+    backend, name = world.begin("alltoall", name, process_set)
     try:
         source = np.ascontiguousarray(arguments.native_array(array, least_dimensions=1))
         rows = arguments.checked_splits(splits, len(source), backend.topology.size)
@@ -403,7 +369,28 @@ def _alltoall(
     return Handle(operation, lambda result: result if splits is not None else result[0])
 
 
-def barrier(*, name: str | None = None) -> None:
+def barrier(*, name: str | None = None, process_set: ProcessSet | None = None) -> None:
     """Return once every rank has called it. Cost per rank: one all-reduce of 16 bytes."""
-    backend, name = world.begin("barrier", name)
+    backend, name = world.begin("barrier", name, process_set)
     backend.barrier(name).wait()
+
+
+def join() -> int:
+    """Let the other ranks go on without this one, which is out of data; return once all ranks have called it.
+
+    Meanwhile this rank takes part in what the others call, with values that change nothing: zeros in a sum or an
+    average (which still divides by all ranks), no rows in an all-gather. Reduce-scatters and all-to-alls, and
+    broadcasts from a rank that has joined, are errors on the ranks that call them.
+
+    Returns:
+        The rank that joined last; of several at once, the highest.
+
+    Cost:
+        Each operation of the others costs an all-gather of its description more.
+    """
+    backend, name = world.begin("join")
+    last = backend.join(name).wait()
+    # Operations without a name are matched by number, and ranks have come to different ones.
+    highest = allreduce(np.int64(next(global_process_set.numbers)), Max, name="join.number")
+    global_process_set.numbers = itertools.count(int(highest) + 2)
+    return last

@@ -16,6 +16,11 @@ def is_supported(dtype: np.dtype) -> bool:
     return dtype.kind in NUMBERS or dtype == BFLOAT16
 
 
+def by_name(name: str) -> np.dtype:
+    """The dtype whose ``name`` this is; NumPy alone doesn't know bfloat16's."""
+    return BFLOAT16 if name == BFLOAT16.name else np.dtype(name)
+
+
 def is_half(dtype: np.dtype) -> bool:
     """Tell whether ``dtype`` has 16 bits of floating point; such values are added in float32 and rounded."""
     return dtype in (FLOAT16, BFLOAT16)

@@ -1,4 +1,4 @@
-"""The reduce operations a user names: ``Average``, ``Sum``, ``Min``, ``Max``, ``Product``."""
+"""The reduce operations a user names: ``Average``, ``Sum``, ``Min``, ``Max``, ``Product``, ``Adasum``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import enum
 
 
 class ReduceOp(enum.Enum):
-    """How the values of all ranks become one; each acts element by element."""
+    """How the values of all ranks become one: element by element, but for Adasum, which looks at whole arrays."""
 
     AVERAGE = "Average"
     SUM = "Sum"
     MIN = "Min"
     MAX = "Max"
     PRODUCT = "Product"
+    ADASUM = "Adasum"
 
     # Enum's own runs in Python; members are looked up in every operation.
     __hash__ = object.__hash__
@@ -29,3 +30,4 @@ Sum = ReduceOp.SUM
 Min = ReduceOp.MIN
 Max = ReduceOp.MAX
 Product = ReduceOp.PRODUCT
+Adasum = ReduceOp.ADASUM

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from collective import dtypes, halves
+from collective import adasum, dtypes, halves
 from collective.errors import ArgumentError
-from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
+from collective.reduce_ops import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 
 InPlace = Callable[[np.ndarray], None]
 Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -113,6 +113,8 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | Non
         raise ArgumentError("a bool has no average", received="op=Average, dtype=bool", fix="Use Sum (or), or a number")
     if op in (Min, Max) and dtype.kind == "c":
         raise ArgumentError("complex numbers have no order", received=f"op={op!r}, dtype={dtype}", fix="Use Sum")
+    if op is Adasum:
+        return _adasum(dtype)
     ufunc = UFUNCS[op]
     if dtypes.is_half(dtype):
         divisor = size if op is Average else 1
@@ -126,6 +128,18 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | Non
     if wire is not None and dtypes.is_half(wire) and dtype in (np.float32, np.float64):
         travels = _wire(ufunc, size if op is Average else 1, dtype, wire)
     return Reduction(op, dtype, _nothing, combine, finish, _plain_join(combine), travels)
+
+
+def _adasum(dtype: np.dtype) -> Reduction:
+    """Not element by element: for algorithms that combine whole arrays."""
+    if dtype.kind != "f" and not dtypes.is_half(dtype):
+        raise ArgumentError(
+            "Adasum is defined for floating point",
+            received=f"op=Adasum, dtype={dtype}",
+            fix="Use Sum, or a float dtype",
+        )
+    combine = quiet(adasum.combine)
+    return Reduction(Adasum, dtype, _nothing, combine, _nothing, _plain_join(combine))
 
 
 def _nothing(values: np.ndarray) -> None:

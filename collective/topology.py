@@ -17,6 +17,7 @@ class Topology:
         local_size: Number of processes on its host.
         cross_rank: Number of this process's host among the hosts that have a process with this local rank.
         cross_size: Number of those hosts.
+        members: For some ranks of a job, a process set: the number that each has in the job.
     """
 
     rank: int
@@ -25,14 +26,17 @@ class Topology:
     local_size: int
     cross_rank: int
     cross_size: int
+    members: tuple[int, ...] | None = None
 
     @property
     def where(self) -> str:
         """The rank as errors name it."""
-        return f"rank {self.rank} of {self.size}"
+        if self.members is None:
+            return f"rank {self.rank} of {self.size}"
+        return f"rank {self.members[self.rank]} ({self.rank} of {self.size} in its process set)"
 
 
-def from_hosts(rank: int, hosts: Sequence[str]) -> Topology:
+def from_hosts(rank: int, hosts: Sequence[str], members: Sequence[int] | None = None) -> Topology:
     """Work out the topology of ``rank`` from the host name of every rank (``hosts[r]`` is the host of rank r)."""
     local_ranks = [hosts[:r].count(host) for r, host in enumerate(hosts)]
     peers = [r for r, local in enumerate(local_ranks) if local == local_ranks[rank]]
@@ -43,4 +47,5 @@ def from_hosts(rank: int, hosts: Sequence[str]) -> Topology:
         local_size=list(hosts).count(hosts[rank]),
         cross_rank=peers.index(rank),
         cross_size=len(peers),
+        members=None if members is None else tuple(members),
     )

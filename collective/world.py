@@ -7,12 +7,14 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from collective import crash, launched, log, settings
 from collective.backends.base import Backend
 from collective.backends.solo import SoloBackend
-from collective.errors import LaunchError, MismatchError, NotInitializedError
+from collective.errors import ArgumentError, LaunchError, MismatchError, NotInitializedError
+from collective.process_sets import ProcessSet, global_process_set
 from collective.topology import Topology
 
 
@@ -21,20 +23,30 @@ class World:
     """What ``init`` sets up and ``shutdown`` takes down."""
 
     backend: Backend
-    numbers: Iterator[int]
     undo_crash_hook: Callable[[], None]
+    sets: dict[int, ProcessSet] = dataclasses.field(default_factory=dict)
+    set_ids: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
 
 _world: World | None = None
 
 
-def init() -> None:
+def init(
+    comm: Sequence[int] | Any = None, process_sets: Sequence[ProcessSet | Sequence[int]] | str | None = None
+) -> None:
     """Join the job; called by all ranks, before anything else of the library. A second call does nothing.
 
     The backend is the one ``COLLECTIVE_BACKEND`` names; without it, Horovod's under ``horovodrun --gloo``, MPI's under
     any other launcher, and solo when the process was started by hand.
 
+    Args:
+        comm: The job's ranks: None for all that were started, an mpi4py communicator, or a list of ranks. Ranks
+            outside don't call ``init``.
+        process_sets: Sets to register at once, the same on all ranks; ``"dynamic"``, as Horovod wants it before
+            ``add_process_set``, is none.
+
     Raises:
+        ArgumentError: when process sets are equal, or hold what is no rank.
         LaunchError: when the launcher is not that of the MPI library, or no MPI library is found.
         SettingError: when a ``COLLECTIVE_...`` variable is unknown or has a value that is not allowed.
     """
@@ -45,12 +57,21 @@ def init() -> None:
     launch = launched.detect(os.environ)
     # The backend has things to say while it starts, before it knows its rank for sure.
     log.configure(chosen.log_level, f"process {launch.rank} of {launch.size}" if launch else "this process")
-    backend = _start_backend(chosen, launch, os.environ)
+    backend = _start_backend(chosen, launch, os.environ, comm)
     where = backend.topology.where
     log.configure(chosen.log_level, where)
     undo = crash.end_job_on_exception(where, backend.abort) if backend.topology.size > 1 else lambda: None
-    _world = World(backend, itertools.count(1), undo)
+    _world = World(backend, undo)
+    _register(_world, global_process_set, range(backend.topology.size), backend)
     atexit.register(_shutdown_at_exit)
+    if process_sets is None or isinstance(process_sets, str):
+        return
+    try:
+        for process_set in process_sets:
+            add_process_set(process_set)
+    except ArgumentError:  # the same on all ranks, as the sets are
+        shutdown()
+        raise
 
 
 def shutdown() -> None:
@@ -65,12 +86,78 @@ def shutdown() -> None:
     world, _world = _world, None
     atexit.unregister(_shutdown_at_exit)
     world.undo_crash_hook()
-    world.backend.shutdown()
+    # Process sets first; the set of all ranks is the first that was made.
+    for process_set in reversed(world.sets.values()):
+        ending = process_set.backend
+        process_set.forget()
+        if ending:
+            ending.shutdown()
 
 
 def is_initialized() -> bool:
     """Tell whether this process is in a job: ``init`` was called and ``shutdown`` was not."""
     return _world is not None
+
+
+def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
+    """Register a process set; called by all ranks, also by those that are not in it, in the same order.
+
+    Args:
+        process_set: The set, or its ranks.
+
+    Returns:
+        The set, whose ``process_set_id`` is the same on all ranks.
+
+    Raises:
+        ArgumentError: when there is a set of these ranks already, or one of them is no rank.
+        MismatchError: on every rank, when the ranks differ.
+
+    Cost:
+        A few messages; inside a host, shared memory of some MiB for the set.
+    """
+    world = _joined("add_process_set")
+    _, name = begin("add_process_set")
+    members = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
+    ranks = world.backend.ranks_of(members.mpi_comm) if members.ranks is None else members.ranks
+    size = world.backend.topology.size
+    known = [other for other in world.sets.values() if other.ranks == ranks]
+    if known or members.process_set_id is not None or not ranks or ranks[0] < 0 or ranks[-1] >= size:
+        error = ArgumentError(
+            f"a process set is some of the ranks from 0 to {size - 1}, and none like it is registered",
+            received=f"ranks={ranks}" + (f", known as {known[0]}" if known else ""),
+            fix="Use the one that is known, or remove it first" if known else "",
+            operation="add_process_set",
+            where=world.backend.topology.where,
+        )
+        world.backend.refuse("add_process_set", name, str(error))
+        raise error
+    _register(world, members, ranks, world.backend.subset(ranks, name).wait())
+    return members
+
+
+def remove_process_set(process_set: ProcessSet) -> bool:
+    """Forget a process set; called by all ranks.
+
+    Returns:
+        Whether it was registered; the set of all ranks can't be removed.
+    """
+    world = _joined("remove_process_set")
+    number = process_set.process_set_id
+    if not number or world.sets.get(number) is not process_set:
+        return False
+    _, name = begin("remove_process_set")
+    world.backend.barrier(name).wait()
+    ending = process_set.backend
+    del world.sets[number]
+    process_set.forget()
+    if ending:
+        ending.shutdown()
+    return True
+
+
+def process_sets() -> dict[int, ProcessSet]:
+    """The registered process sets by their number, that of all ranks first."""
+    return dict(_joined("").sets)
 
 
 def backend(operation: str = "") -> Backend:
@@ -82,16 +169,22 @@ def backend(operation: str = "") -> Backend:
     return _joined(operation).backend
 
 
-def begin(operation: str, name: str | None = None) -> tuple[Backend, str]:
+def begin(operation: str, name: str | None = None, process_set: ProcessSet | None = None) -> tuple[Backend, str]:
     """Begin an operation: the backend that carries it out, and its name; a number if the user gave none.
 
     Raises:
+        ArgumentError: when this rank is not in the process set.
         NotInitializedError: before ``init`` or after ``shutdown``.
     """
-    world = _world or _joined(operation)
+    if not _world:
+        _joined(operation)
+    members = process_set or global_process_set
+    backend = members.backend
+    if backend is None:
+        raise _not_a_member(operation, members)
     # One counter for all operations, named or not: after a mismatch, in which ranks called different ones, it agrees.
-    number = next(world.numbers)
-    return world.backend, name or f"#{number}"
+    number = next(members.numbers)
+    return backend, name or f"#{number}"
 
 
 def topology() -> Topology:
@@ -129,6 +222,23 @@ def cross_size() -> int:
     return topology().cross_size
 
 
+def _register(world: World, process_set: ProcessSet, ranks: Sequence[int], backend: Backend | None) -> None:
+    number = next(world.set_ids)
+    process_set.register(number, ranks, backend)
+    world.sets[number] = process_set
+
+
+def _not_a_member(operation: str, process_set: ProcessSet) -> ArgumentError:
+    registered = process_set.process_set_id is not None
+    return ArgumentError(
+        "an operation in a process set is called by its ranks" if registered else "a process set is registered first",
+        received=f"process_set={process_set}",
+        fix="Ask process_set.included() first" if registered else "Call add_process_set on all ranks",
+        operation=operation,
+        where=topology().where,
+    )
+
+
 def _joined(operation: str) -> World:
     if not _world:
         raise NotInitializedError(
@@ -140,7 +250,7 @@ def _joined(operation: str) -> World:
 
 
 def _start_backend(
-    chosen: settings.Settings, launch: launched.Launched | None, environment: Mapping[str, str]
+    chosen: settings.Settings, launch: launched.Launched | None, environment: Mapping[str, str], comm: Any
 ) -> Backend:
     name = chosen.backend
     if not name:
@@ -161,7 +271,7 @@ def _start_backend(
         return HorovodBackend()
     from collective.backends.mpi import MpiBackend
 
-    return MpiBackend(chosen, environment)
+    return MpiBackend.connect(chosen, environment, comm)
 
 
 def _mpi_is_up() -> bool:

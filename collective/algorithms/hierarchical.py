@@ -41,7 +41,7 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
     here = transport.hierarchy
     local, lanes = here.local, here.lanes
     segments = segment_count(-(-array.size // (here.hosts * lanes)), array.itemsize, segment_bytes)
-    together = min(TOGETHER, segments)
+    together = min(TOGETHER, max(1, segments // 4))
     count = -(-segments // together)
     pieces = [cut(chunk, count) for chunk in cut(array, here.hosts)]
     inside = dataclasses.replace(reduction, finish=_nothing)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, Protocol
 
 import numpy as np
 
+from collective.errors import ArgumentError
 from collective.reduce_ops import ReduceOp
 from collective.topology import Topology
 
@@ -41,12 +42,18 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def allreduce(
-        self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str, in_place: bool, wire: np.dtype | None = None
+        self,
+        arrays: Sequence[np.ndarray],
+        op: ReduceOp,
+        name: str,
+        in_place: bool,
+        wire: np.dtype | None = None,
+        note: str = "",
     ) -> Operation:
         """Reduce each array over all ranks; the results, a list, are equal on all ranks to the bit.
 
         ``in_place``: they overwrite the arrays; else the arrays are only read, and the results are new. ``wire``: the
-        dtype floats have on the wire, where the backend can.
+        dtype floats have on the wire, where the backend can. ``note``: what else has to be the same on all ranks.
         """
 
     @abc.abstractmethod
@@ -62,7 +69,7 @@ class Backend(abc.ABC):
         """Overwrite each array with the root's, in place; the result is the list of arrays."""
 
     @abc.abstractmethod
-    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> Operation:
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str, note: str = "") -> Operation:
         """Reduce; the result is this rank's rows of axis 0. The first ``rows % size`` ranks get one row more.
 
         The array given is left with partial results.
@@ -76,8 +83,28 @@ class Backend(abc.ABC):
     def barrier(self, name: str) -> Operation:
         """End once every rank has called it."""
 
+    def join(self, name: str) -> Operation:  # noqa: ARG002
+        """Let the other ranks go on without this one's data; the result is the last rank to join."""
+        raise self._lacks("join")
+
+    def subset(self, ranks: Sequence[int], name: str) -> Operation:  # noqa: ARG002
+        """Make a backend for some of the ranks; the result is None on the others. ``ranks`` are in order."""
+        raise self._lacks("process sets")
+
+    def ranks_of(self, communicator: Any) -> list[int]:  # noqa: ARG002
+        """The ranks that belong to an mpi4py communicator; not a collective operation."""
+        raise self._lacks("process sets")
+
     def refuse(self, operation: str, name: str, reason: str) -> None:  # noqa: B027  # not every backend can tell the others
         """Tell the ranks that wait in ``operation`` that this one can't take part, so that they raise as well."""
+
+    def _lacks(self, what: str) -> ArgumentError:
+        return ArgumentError(
+            f"the {self.name} backend has no {what}",
+            received=f"backend={self.name}",
+            fix="Use the mpi backend: unset COLLECTIVE_BACKEND and start the job by collective run",
+            where=self.topology.where,
+        )
 
     @abc.abstractmethod
     def shutdown(self) -> None:

@@ -28,7 +28,7 @@ from collective.backends.base import Backend, blocking
 from collective.dtypes import BFLOAT16, FLOAT16, byte_view, is_half
 from collective.engine.calls import mismatch
 from collective.errors import LaunchError, MismatchError, TransportError
-from collective.reduce_ops import Max, Min, Product, ReduceOp
+from collective.reduce_ops import Adasum, Max, Min, Product, ReduceOp
 from collective.reduction import reduction_for
 from collective.topology import Topology
 
@@ -96,12 +96,15 @@ class HorovodBackend(Backend):
         name: str,
         in_place: bool,
         wire: np.dtype | None = None,  # noqa: ARG002  # Horovod's core adds what it sends
+        note: str = "",
     ) -> list[np.ndarray]:
         """Reduce each array over all ranks; arrays that share a dtype travel as one.
 
         Costs of each dtype that Horovod can add: one all-reduce and two copies. Of the others: an all-to-all and an
         all-gather, together the bytes of a ring all-reduce.
         """
+        if op is Adasum:
+            raise self._lacks("Adasum")
         results = list(arrays) if in_place else [array.copy() for array in arrays]
         groups: dict[np.dtype, list[np.ndarray]] = {}
         for array in results:
@@ -110,7 +113,7 @@ class HorovodBackend(Backend):
                 groups.setdefault(array.dtype, []).append(array.reshape(-1))
         by_horovod = [dtype for dtype in groups if carrier_of(op, dtype)]
         by_bytes = [dtype for dtype in groups if not carrier_of(op, dtype)]
-        with self._calling(f"allreduce {name!r}: {op!r} of {_kinds(arrays)}") as line:
+        with self._calling(f"allreduce {name!r}: {op!r} of {_kinds(arrays)} {note}") as line:
             self._compare(line)
             for dtype in by_horovod:
                 self._allreduce_alike(groups[dtype], op)
@@ -146,10 +149,10 @@ class HorovodBackend(Backend):
         return list(arrays)
 
     @blocking
-    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str, note: str = "") -> np.ndarray:
         """Reduce and return this rank's rows of axis 0; an all-to-all of (N-1)/N of the bytes, added in rank order."""
         reduction_for(op, array.dtype, self.topology.size)
-        with self._calling(f"reducescatter {name!r}: {op!r} of {_kinds([array])}") as line:
+        with self._calling(f"reducescatter {name!r}: {op!r} of {_kinds([array])} {note}") as line:
             self._compare(line)
             counts = _shares(array.shape[0], self.topology.size)
             row = math.prod(array.shape[1:])

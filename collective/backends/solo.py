@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class SoloBackend(Backend):
         name: str,  # noqa: ARG002
         in_place: bool,
         wire: np.dtype | None = None,  # noqa: ARG002
+        note: str = "",  # noqa: ARG002
     ) -> list[np.ndarray]:
         """See ``Backend``; an operation without a meaning for a dtype is refused here as on many ranks."""
         for array in arrays:
@@ -52,7 +54,7 @@ class SoloBackend(Backend):
         return list(arrays)
 
     @blocking
-    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str) -> np.ndarray:  # noqa: ARG002
+    def reducescatter(self, array: np.ndarray, op: ReduceOp, name: str, note: str = "") -> np.ndarray:  # noqa: ARG002
         """See ``Backend``."""
         reduction_for(op, array.dtype, 1)
         return array.copy()
@@ -65,6 +67,20 @@ class SoloBackend(Backend):
     @blocking
     def barrier(self, name: str) -> None:
         """See ``Backend``."""
+
+    @blocking
+    def join(self, name: str) -> int:  # noqa: ARG002
+        """See ``Backend``."""
+        return 0
+
+    @blocking
+    def subset(self, ranks: Sequence[int], name: str) -> SoloBackend | None:  # noqa: ARG002
+        """See ``Backend``."""
+        return SoloBackend() if ranks else None
+
+    def ranks_of(self, communicator: Any) -> list[int]:  # noqa: ARG002
+        """See ``Backend``."""
+        return [0]
 
     def shutdown(self) -> None:
         """See ``Backend``."""

@@ -97,6 +97,24 @@ def memcpy() -> Contender:
     return Contender(copy, adds=False)
 
 
+def wire() -> Contender:
+    """Every rank sends as many bytes to a neighbour as in a ring, and receives as many: the least between hosts."""
+    from collective.transport.mpi import MPI
+
+    world_comm = MPI.COMM_WORLD
+    rank, size = world_comm.rank, world_comm.size
+    target = _target()
+
+    def rotate(array: np.ndarray) -> np.ndarray:
+        part = array[: array.size * (size - 1) // size]
+        received = target(part.size, array.dtype)
+        for _ in range(2):
+            world_comm.Sendrecv(part, (rank + 1) % size, recvbuf=received, source=(rank - 1) % size)
+        return array
+
+    return Contender(rotate, MPI_DTYPES, adds=False)
+
+
 def mpi() -> Contender:
     """The MPI library's own call, from mpi4py, without anything of ours."""
     from collective.transport.mpi import MPI
@@ -175,6 +193,7 @@ CONTENDERS: Mapping[str, Callable[[], Contender]] = {
     SAME_ELEMENTS: same_elements,
     **{name: functools.partial(algorithm, name) for name in ALGORITHMS},
     MEMCPY: memcpy,
+    "wire": wire,
     "mpi": mpi,
     "mpi-in-place": mpi_in_place,
     "horovod": horovod,

@@ -21,9 +21,9 @@ from collective.bench.rows import Spread
 from collective.reduce_ops import Max
 
 # There are as many rounds as fit the time, within limits.
-FEWEST, MOST = 5, 200
-# The first calls make buffers and connections.
-WARM_UP = 2
+FEWEST, MOST = 5, 2000
+# The first calls make buffers and connections; then processor and interpreter get up to speed: of all rounds a tenth.
+WARM_UP, WARM_UP_SHARE = 2, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,8 @@ def measure(calls: Sequence[Call], seconds: float) -> tuple[int, dict[str, Sprea
         taken = time.perf_counter() - start
     slowest = float(collective.allreduce(np.float64(taken), Max))
     rounds = int(min(MOST, max(FEWEST, seconds / slowest)))
+    for number in range(int(rounds * WARM_UP_SHARE)):
+        _round(calls, number)
     own = np.stack([_round(calls, number) for number in range(rounds)])
     return rounds, summarize([call.name for call in calls], from_all_ranks(own))
 

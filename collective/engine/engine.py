@@ -11,16 +11,16 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from collective.engine.calls import digest, mismatch
+from collective.engine.calls import Call, digest, mismatch
 from collective.engine.matching import BUSY, agree
 from collective.engine.negotiation import Outcome, negotiate
 from collective.engine.operation import Operation
-from collective.errors import ArgumentError
+from collective.errors import ArgumentError, MismatchError
 from collective.transport.base import Request, Transport
 from collective.transport.patience import Patience
 
@@ -28,9 +28,15 @@ from collective.transport.patience import Patience
 MOST_NAMES = 10_000
 
 
+THREAD_NAME = "collective-engine"
+
+
 def count_threads() -> int:
-    """The process's threads that could call something: Python's own, without those that foreign code brought along."""
-    return sum(not isinstance(thread, threading._DummyThread) for thread in threading.enumerate())
+    """The process's threads that could call something: Python's own, without engines' and those of foreign code."""
+    return sum(
+        not isinstance(thread, threading._DummyThread) and thread.name != THREAD_NAME
+        for thread in threading.enumerate()
+    )
 
 
 class Engine:
@@ -39,13 +45,22 @@ class Engine:
     Args:
         transport: The messages between the ranks of the group.
         patience: How the transport waits; it is told the operation.
+        stand_in: Makes an operation of a call and its name, with which a rank that has joined takes part.
+        where: This rank, as errors name it.
         count_threads: Tells how many threads could call something; when as many wait, nothing new can come.
     """
 
     def __init__(
-        self, transport: Transport, patience: Patience, count_threads: Callable[[], int] = count_threads
+        self,
+        transport: Transport,
+        patience: Patience,
+        stand_in: Callable[[Call, str], Operation],
+        where: str,
+        count_threads: Callable[[], int] = count_threads,
     ) -> None:
-        self._transport, self._patience, self._count_threads = transport, patience, count_threads
+        self._transport, self._patience = transport, patience
+        self._stand_in, self._where, self._count_threads = stand_in, where, count_threads
+        self._joined: frozenset[int] = frozenset()
         self._turn = threading.Lock()  # held by the thread that carries out
         self._pending: dict[str, Operation] = {}  # the oldest first
         self._agreed: deque[str] = deque()  # to be proposed next, on all ranks
@@ -97,6 +112,12 @@ class Engine:
             pass
         self._count_waiting(-1)
 
+    def last_to_join(self) -> int:
+        """The rank that joined last, of several at once the highest; for the operation in which all have joined."""
+        last = max(set(range(self._transport.size)) - self._joined)
+        self._joined = frozenset()
+        return last
+
     def close(self) -> None:
         """End the engine's thread; nothing is pending any more."""
         if self._thread:
@@ -121,7 +142,7 @@ class Engine:
         """Wake the engine's thread; made when it is first needed."""
         with self._changes:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._attend, name="collective-engine", daemon=True)
+                self._thread = threading.Thread(target=self._attend, name=THREAD_NAME, daemon=True)
                 self._thread.start()
         self._bell.put(True)
 
@@ -171,17 +192,21 @@ class Engine:
     def _sort_out(self) -> None:
         """Find out what is pending on all ranks, and wait for news where that is nothing."""
         with self._changes:
-            news, silent = self._news, self._waiting >= self._count_threads() - (self._thread is not None)
+            news, silent = self._news, self._waiting >= self._count_threads()
             pending = dict(self._pending)
         outcome = negotiate(self._transport, {name: operation.call for name, operation in pending.items()}, silent)
-        for name, texts in outcome.different.items():
-            self._end(name, error=mismatch(texts, pending[name].label, self._where))
+        if len(outcome.joined) < self._transport.size:
+            self._joined = outcome.joined
+        for name in outcome.different.keys() & pending.keys():
+            self._end(name, error=self._mismatch(outcome.different[name], pending[name]))
         if outcome.agreed:
+            for name in outcome.agreed.keys() - pending.keys():
+                self._add(self._stand_in(outcome.agreed[name], name))
             self._agreed.extend(outcome.agreed)
-            self._remember(outcome.agreed)
+            self._remember(list(outcome.agreed))
         elif outcome.hopeless:
             for name, operation in pending.items():
-                self._end(name, error=mismatch(outcome.waiting, operation.label, self._where))
+                self._end(name, error=self._mismatch(outcome.waiting, operation))
         elif not outcome.different:
             self._await_news(news, outcome)
 
@@ -216,6 +241,5 @@ class Engine:
             self._waiting += change
             self._news += change > 0
 
-    @property
-    def _where(self) -> str:
-        return f"rank {self._transport.rank} of {self._transport.size}"
+    def _mismatch(self, texts: Sequence[str], operation: Operation) -> MismatchError:
+        return mismatch(texts, operation.label, self._where, self._transport.members)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class AllReduce(Operation):
         name: The name that matches it with the other ranks' calls.
         in_place: Whether the results overwrite the arrays; else the arrays are only read, and the results are new.
         wire: The dtype of floats on the wire; None: their own.
+        note: What else has to be the same on all ranks.
     """
 
     __slots__ = ("_arrays", "_transport", "_ways", "shows")
@@ -44,8 +46,9 @@ class AllReduce(Operation):
         name: str,
         in_place: bool,
         wire: np.dtype | None,
+        note: str = "",
     ) -> None:
-        plan = planner.plan(kinds(arrays), op, in_place, wire)
+        plan = planner.plan(kinds(arrays), op, in_place, wire, note)
         super().__init__(engine, plan.call, name)
         self._arrays, self._ways, self.shows = arrays, plan.ways, plan.shows
         self._transport = planner.resources.transport
@@ -102,7 +105,7 @@ class Broadcast(Operation):
     def __init__(
         self, engine: Engine, resources: Resources, arrays: Sequence[np.ndarray], root: int, name: str
     ) -> None:
-        super().__init__(engine, Call("broadcast", kinds(arrays), root), name)
+        super().__init__(engine, Call("broadcast", kinds(arrays), root=root), name)
         self._resources, self._arrays, self._root = resources, arrays, root
 
     def run(self, busy: bool) -> list[np.ndarray]:  # noqa: ARG002
@@ -133,8 +136,10 @@ class ReduceScatter(Operation):
 
     __slots__ = ("_array", "_op", "_resources")
 
-    def __init__(self, engine: Engine, resources: Resources, array: np.ndarray, op: ReduceOp, name: str) -> None:
-        super().__init__(engine, Call("reducescatter", kinds([array]), op), name)
+    def __init__(
+        self, engine: Engine, resources: Resources, array: np.ndarray, op: ReduceOp, name: str, note: str = ""
+    ) -> None:
+        super().__init__(engine, Call("reducescatter", kinds([array]), op, note=note), name)
         self._resources, self._array, self._op = resources, array, op
 
     def run(self, busy: bool) -> np.ndarray:  # noqa: ARG002
@@ -174,29 +179,18 @@ class AllToAll(Operation):
         return received, counts
 
 
-class Empty(Operation):
-    """A new array, in memory that the ranks share if they can."""
+class Together(Operation):
+    """What all ranks do at the same time, once all have come; nothing but that, for a barrier."""
 
-    __slots__ = ("_dtype", "_resources", "_shape")
+    __slots__ = ("_action",)
 
-    def __init__(
-        self, engine: Engine, resources: Resources, shape: tuple[int, ...], dtype: np.dtype, name: str
-    ) -> None:
-        super().__init__(engine, Call("empty", ((dtype, shape),)), name)
-        self._resources, self._shape, self._dtype = resources, shape, dtype
+    def __init__(self, engine: Engine, call: Call, name: str, action: Callable[[], Any] = lambda: None) -> None:
+        super().__init__(engine, call, name)
+        self._action = action
 
-    def run(self, busy: bool) -> np.ndarray:  # noqa: ARG002
+    def run(self, busy: bool) -> Any:  # noqa: ARG002
         """See ``Operation``."""
-        return self._resources.residents.empty(self._shape, self._dtype)
-
-
-class Meeting(Operation):
-    """An operation that is over once every rank has come: to agree is to wait for all."""
-
-    __slots__ = ()
-
-    def run(self, busy: bool) -> None:
-        """See ``Operation``."""
+        return self._action()
 
 
 def _pieces(array: np.ndarray, rows: Sequence[int], width: int) -> list[np.ndarray]:

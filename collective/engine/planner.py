@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from collective.algorithms import choice, exchange
+from collective.algorithms import choice, doubling, exchange
 from collective.algorithms.choice import EXCHANGE, JOINED, LARGE, NATIVE
 from collective.engine.calls import Call, Kinds
 from collective.engine.fusion import Layout, buckets
 from collective.engine.ways import IN_PLACE, NEW, Alone, Bucketed, Exchanged, Joined, Native, Resources, Way
-from collective.reduce_ops import ReduceOp
+from collective.reduce_ops import Adasum, ReduceOp
 from collective.reduction import Reduction, reduction_for
 
 
@@ -44,11 +44,11 @@ class Planner:
 
     def __init__(self, resources: Resources, crossovers: Mapping[str, Sequence[tuple[int, str]]]) -> None:
         self.resources, self._crossovers = resources, crossovers
-        self._plans: dict[tuple[Kinds, ReduceOp, bool, np.dtype | None], Plan] = {}
+        self._plans: dict[tuple[Kinds, ReduceOp, bool, np.dtype | None, str], Plan] = {}
 
-    def plan(self, what: Kinds, op: ReduceOp, in_place: bool, wire: np.dtype | None) -> Plan:
-        """The plan for arrays of these kinds."""
-        key = (what, op, in_place, wire)
+    def plan(self, what: Kinds, op: ReduceOp, in_place: bool, wire: np.dtype | None, note: str = "") -> Plan:
+        """The plan for arrays of these kinds; ``note`` is what else has to be the same on all ranks."""
+        key = (what, op, in_place, wire, note)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= self.MOST_PLANS:
@@ -57,9 +57,8 @@ class Planner:
             for place, (dtype, _) in enumerate(what):
                 places.setdefault(dtype, []).append(place)
             ways = [way for alike in places.values() for way in self._ways(what, alike, op, in_place, wire)]
-            detail = op if wire is None else f"{op}, {wire} on the wire"
             alone = len(ways) == 1
-            call = Call("allreduce", what, detail)
+            call = Call("allreduce", what, op, wire=wire, in_place=in_place, note=note)
             shows = any(way.shows for way, _ in ways[:1])
             plan = self._plans[key] = Plan(call, [(way, None if alone else mine) for way, mine in ways], shows)
         return plan
@@ -71,6 +70,12 @@ class Planner:
         resources, settings = self.resources, self.resources.settings
         dtype = what[places[0]][0]
         reduction = reduction_for(op, dtype, resources.transport.size, wire)
+        if op is Adasum:  # joins whole arrays, each by itself
+            layouts = [Layout([what[place][1]], dtype) for place in places]
+            return [
+                (Bucketed(resources, doubling.all_reduce, layout, reduction, in_place), [place])
+                for layout, place in zip(layouts, places, strict=True)
+            ]
         sizes = [math.prod(what[place][1]) * dtype.itemsize for place in places]
         # Inside a host all new results are joined, however large: they have to be copied anyway.
         limit = 2**62 if resources.transport.shared and not (in_place or settings.algorithm) else settings.fusion_bytes

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from collective import collectives, world
+from collective import collectives, grouped, world
 from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.reduce_ops import Average, ReduceOp, Sum
@@ -55,7 +55,7 @@ def grouped_allreduce(
     """
 
     def reduce(*arrays: np.ndarray) -> list[np.ndarray]:
-        return collectives.grouped_allreduce(arrays, op, name=name, compression=compression)
+        return grouped.grouped_allreduce(arrays, op, name=name, compression=compression)
 
     def forward(*values: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         def backward(*upstream: tf.Tensor) -> list[tf.Tensor]:
@@ -162,7 +162,7 @@ def broadcast_variables(variables: Sequence[Any], root_rank: int) -> None:
     variables = list(variables)
 
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
-        return collectives.grouped_broadcast(arrays, root_rank, name="variables")
+        return grouped.grouped_broadcast(arrays, root_rank, name="variables")
 
     values = [tf.convert_to_tensor(variable) for variable in variables]
     received = call(run, values, "broadcast_variables", [value.shape for value in values])

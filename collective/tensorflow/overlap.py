@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from collective import collectives
+from collective import grouped, handles
 from collective.compression import Compression
 from collective.engine.fusion import reversed_buckets
 from collective.reduce_ops import ReduceOp
@@ -35,12 +35,12 @@ def all_reduce(
     """
     name = name or f"overlapped.{next(NUMBERS)}"
     places = reversed_buckets([(tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in tensors])
-    under_way: dict[int, collectives.Handle[list[np.ndarray]]] = {}
+    under_way: dict[int, handles.Handle[list[np.ndarray]]] = {}
 
     def submit(number: int) -> Callable[..., list[np.ndarray]]:
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
             bucket = arrays[: len(places[number])]
-            under_way[number] = collectives.grouped_allreduce_async(
+            under_way[number] = grouped.grouped_allreduce_async(
                 bucket, op, name=f"{name}.{number}", compression=compression
             )
             return [np.int64(number)]
@@ -49,7 +49,7 @@ def all_reduce(
 
     def collect(*_: np.ndarray) -> list[np.ndarray]:
         results: dict[int, np.ndarray] = {}
-        reduced = collectives.wait_for_all([under_way.pop(number) for number in range(len(places))])
+        reduced = handles.wait_for_all([under_way.pop(number) for number in range(len(places))])
         for bucket, arrays in zip(places, reduced, strict=True):
             results.update(zip(bucket, arrays, strict=True))
         return [results[place] for place in range(len(tensors))]

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from collective import collectives
+from collective import collectives, grouped, handles
 from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.reduce_ops import Average, ReduceOp, Sum
@@ -173,12 +173,12 @@ class _Form(NamedTuple):
     """The operation on arrays that stands behind a form; a single array is taken and handed back as a list of one."""
 
     now: Callable[..., Any]
-    begin: Callable[..., collectives.Handle[Any]]
+    begin: Callable[..., handles.Handle[Any]]
     single: bool
 
 
 _single = _Form(collectives.allreduce, collectives.allreduce_async, single=True)
-_group = _Form(collectives.grouped_allreduce, collectives.grouped_allreduce_async, single=False)
+_group = _Form(grouped.grouped_allreduce, grouped.grouped_allreduce_async, single=False)
 
 
 def _differentiable(form: _Form, tensors: Tensors, manner: Manner) -> Tensors:

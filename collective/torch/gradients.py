@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from collective import collectives, world
+from collective import grouped, handles, world
 from collective.compression import Compression
 from collective.engine.fusion import reversed_buckets
 from collective.errors import ArgumentError
@@ -78,7 +78,7 @@ class Gradients:
         self._buckets: list[Parameters] = []
         self._bucket_of: dict[torch.Tensor, int] = {}
         self._missing: list[int] = []  # gradients that each bucket still waits for
-        self._under_way: list[tuple[Parameters, collectives.Handle[list[Array]]]] = []
+        self._under_way: list[tuple[Parameters, handles.Handle[list[Array]]]] = []
         self.watch(parameters)
 
     def watch(self, parameters: Iterable[torch.Tensor]) -> None:
@@ -134,7 +134,7 @@ class Gradients:
         under_way, self._under_way = self._under_way, []
         self.forget()
         if self._overlaps:
-            reduced = collectives.wait_for_all([handle for _, handle in under_way])
+            reduced = handles.wait_for_all([handle for _, handle in under_way])
             for (dense, _), arrays in zip(under_way, reduced, strict=True):
                 _assign(dense, arrays)
         else:
@@ -161,7 +161,7 @@ class Gradients:
 
     def _send(self, bucket: Parameters) -> None:
         dense = self._dense(bucket)
-        handle = collectives.grouped_allreduce_async(
+        handle = grouped.grouped_allreduce_async(
             self._arrays(dense),
             self._options.op,
             name=f"{self._label}, bucket {len(self._under_way)}",
@@ -174,7 +174,7 @@ class Gradients:
         dense = self._dense(everything)
         options = self._options
         # Not in place: what comes back lies in memory that the ranks share, where it was added, and isn't copied.
-        results = collectives.grouped_allreduce(
+        results = grouped.grouped_allreduce(
             self._arrays(dense), options.op, name=self._label, compression=options.compression
         )
         _assign(dense, results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from collective import collectives
+from collective import handles
 
 Result = TypeVar("Result")
 
@@ -18,7 +18,7 @@ class Handle(Generic[Result]):
         deliver: Makes its result of theirs.
     """
 
-    def __init__(self, begun: collectives.Handle[Any] | list[Any], deliver: Callable[[Any], Result]) -> None:
+    def __init__(self, begun: handles.Handle[Any] | list[Any], deliver: Callable[[Any], Result]) -> None:
         self._begun, self._deliver = begun, deliver
         self._results: list[Result] = []
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from collective import collectives, world
+from collective import grouped, world
 from collective.errors import ArgumentError
 from collective.objects import broadcast_object
 from collective.torch.arrays import array_of, write_back
@@ -93,7 +93,7 @@ def broadcast_optimizer_state(
 
 def _broadcast(tensors: list[torch.Tensor], root_rank: int, name: str) -> None:
     arrays = [array_of(tensor) for tensor in tensors]
-    collectives.grouped_broadcast(arrays, root_rank, name=name, out=arrays)
+    grouped.grouped_broadcast(arrays, root_rank, name=name, out=arrays)
     for array, tensor in zip(arrays, tensors, strict=True):
         write_back(array, tensor)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -64,10 +64,12 @@ class Transport(Protocol):
     Attributes:
         rank: Number of this rank.
         size: Number of ranks.
+        members: The number that each of its ranks has in the job.
     """
 
     rank: int
     size: int
+    members: Sequence[int]
 
     @property
     def native(self) -> Native | None:

@@ -25,14 +25,15 @@ class Group:
     hierarchy: None = None
 
     def __init__(self, transport: Transport, members: Sequence[int]) -> None:
-        self._transport, self._members = transport, members
+        self._transport, self._ranks = transport, members
+        self.members: Sequence[int] = [transport.members[rank] for rank in members]
         self.rank, self.size = members.index(transport.rank), len(members)
         self.shared: SharedMemory | None = None
 
     def send(self, buffer: np.ndarray, to: int) -> Request:
         """Start to send; see ``collective.transport.base``."""
-        return self._transport.send(buffer, self._members[to])
+        return self._transport.send(buffer, self._ranks[to])
 
     def receive(self, buffer: np.ndarray, source: int) -> Request:
         """Start to receive; see ``collective.transport.base``."""
-        return self._transport.receive(buffer, self._members[source])
+        return self._transport.receive(buffer, self._ranks[source])

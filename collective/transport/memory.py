@@ -89,7 +89,7 @@ class MemoryTransport:
     def __init__(
         self, rank: int, channels: dict[tuple[int, int], Channel], size: int, timeout: float, shared: bytearray | None
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.members = rank, size, range(size)
         self.shared = None if shared is None else SharedMemory(rank, size, shared, Patience(0))
         self._channels, self._timeout = channels, timeout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import mpi4py
 import numpy as np
@@ -116,14 +116,21 @@ class MpiNative:
 
 
 class MpiTransport:
-    """The ranks of an MPI communicator, on a duplicate of it that no other code sends on."""
+    """The ranks of an MPI communicator, on a duplicate of it that no other code sends on.
 
-    def __init__(self, communicator: MPI.Intracomm, patience: Patience) -> None:
+    Args:
+        communicator: The ranks.
+        patience: How to wait for messages.
+        members: The number that each of them has in the job; None: this is the job.
+    """
+
+    def __init__(self, communicator: MPI.Intracomm, patience: Patience, members: Sequence[int] | None = None) -> None:
         self._communicator = communicator.Dup()
         self._communicator.Set_errhandler(MPI.ERRORS_RETURN)
         self._patience = patience
         patience.progress = functools.partial(self._communicator.Iprobe, MPI.ANY_SOURCE, MPI.ANY_TAG)
         self.rank, self.size = communicator.rank, communicator.size
+        self.members: Sequence[int] = members or range(self.size)
         self.native = MpiNative(self._communicator, patience)
         self.shared: SharedMemory | None = None
         self.hierarchy: Hierarchy | None = None
@@ -131,12 +138,12 @@ class MpiTransport:
     def send(self, buffer: np.ndarray, to: int) -> MpiRequest:
         """Start to send; see ``collective.transport.base``."""
         request = self._communicator.Isend([byte_view(buffer), MPI.BYTE], to)
-        return MpiRequest(request, self._patience, to, buffer.nbytes)
+        return MpiRequest(request, self._patience, self.members[to], buffer.nbytes)
 
     def receive(self, buffer: np.ndarray, source: int) -> MpiRequest:
         """Start to receive; see ``collective.transport.base``."""
         request = self._communicator.Irecv([byte_view(buffer), MPI.BYTE], source)
-        return MpiRequest(request, self._patience, source, buffer.nbytes, buffer.nbytes)
+        return MpiRequest(request, self._patience, self.members[source], buffer.nbytes, buffer.nbytes)
 
     def hosts(self) -> list[str]:
         """The host name of every rank, in rank order; called by all ranks."""
@@ -145,6 +152,23 @@ class MpiTransport:
         names = np.empty((self.size, width), np.uint8)
         self._communicator.Allgather([mine, MPI.BYTE], [names, MPI.BYTE])
         return [name.tobytes().rstrip(b"\0").decode() for name in names]
+
+    def subset(self, ranks: Sequence[int], patience: Patience) -> MpiTransport | None:
+        """Some of the ranks as a transport of their own; called by all ranks. None: this rank is not among them."""
+        mine = self.rank in ranks
+        part = self._communicator.Split(0 if mine else MPI.UNDEFINED, self.rank)
+        if not mine:
+            return None
+        assert isinstance(part, MPI.Intracomm)  # noqa: S101  # a part of one, which mpi4py's hints don't tell
+        transport = MpiTransport(part, patience, [self.members[rank] for rank in ranks])
+        part.Free()
+        return transport
+
+    def ranks_of(self, communicator: MPI.Comm) -> list[int]:
+        """The ranks that belong to another communicator."""
+        group = communicator.Get_group()
+        numbers = MPI.Group.Translate_ranks(group, None, self._communicator.Get_group())
+        return [number for number in numbers if number != MPI.UNDEFINED]
 
     def close(self) -> None:
         """Give the duplicate back; called by all ranks."""
@@ -158,8 +182,15 @@ class MpiTransport:
         self._communicator.Abort(status)
 
 
-def connect(patience: Patience, environment: Mapping[str, str]) -> MpiTransport:
+def connect(
+    patience: Patience, environment: Mapping[str, str], comm: MPI.Intracomm | Sequence[int] | None = None
+) -> MpiTransport:
     """Start MPI if need be and return the transport of all its ranks; called by all ranks.
+
+    Args:
+        patience: How to wait for messages.
+        environment: The process's environment, to compare the launcher with the MPI library.
+        comm: The ranks of this communicator only, or these ranks of all; None: all ranks.
 
     Raises:
         LaunchError: when the launcher found in ``environment`` is not the one of the MPI library, or started another
@@ -179,7 +210,23 @@ def connect(patience: Patience, environment: Mapping[str, str]) -> MpiTransport:
             + (", or srun --mpi=pmix" if launch.launcher.name == "srun" else ""),
             where=f"process {launch.rank} of {launch.size}",
         )
-    return MpiTransport(world, patience)
+    return MpiTransport(world if comm is None else _communicator(comm), patience)
+
+
+def _communicator(comm: MPI.Intracomm | Sequence[int]) -> MPI.Intracomm:
+    """The ranks of the job that ``init`` was asked for."""
+    if isinstance(comm, MPI.Intracomm):
+        return comm
+    ranks = sorted(comm)
+    world = MPI.COMM_WORLD
+    if world.rank not in ranks or ranks[-1] >= world.size or len(set(ranks)) < len(ranks):
+        raise LaunchError(
+            "comm is an mpi4py communicator or a list of ranks, this one's among them",
+            received=f"comm={comm!r}",
+            fix="Pass it on these ranks only, or leave it out",
+            where=f"rank {world.rank} of {world.size}",
+        )
+    return world.Create_group(world.group.Incl(ranks))
 
 
 def _check_thread_level(launch: launched.Launched | None) -> None:

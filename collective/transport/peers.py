@@ -59,7 +59,7 @@ class Peers:
             if count <= 0:
                 raise TransportError(
                     "ranks of one host read each other's memory",
-                    received=f"{os.strerror(ctypes.get_errno())} when reading from rank {rank} of this host",
+                    received=f"{os.strerror(ctypes.get_errno())} when reading from process {self._processes[rank]}",
                     fix="Look whether that rank has ended; COLLECTIVE_ALGORITHM=shared_memory does without",
                 )
             got += count

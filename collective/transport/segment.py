@@ -59,7 +59,7 @@ def create(transport: Transport, data_bytes: int, patience: Patience) -> SharedM
         failure = _first_failure(transport, failure, undo.close)
     if memory is None or failure:
         raise TransportError("the ranks of one host share memory", received=failure)
-    return SharedMemory(transport.rank, transport.size, memory, patience)
+    return SharedMemory(transport.rank, transport.size, memory, patience, transport.members)
 
 
 def _make(total: int, undo: contextlib.ExitStack) -> tuple[mmap.mmap, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,19 @@ class SharedMemory:
         flags: All flags, int64; written by their owner only.
         places: ``places[kind][rank]`` is where the flag of a rank lies in ``flags``.
         peers: The private memory of these ranks; None: it can't be read.
+        members: The number that each of these ranks has in the job.
         notes: What algorithms remember from one operation to the next, the same on all ranks.
     """
 
-    def __init__(self, rank: int, size: int, memory: mmap.mmap | bytearray, patience: Patience) -> None:
-        self.rank, self.size = rank, size
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        memory: mmap.mmap | bytearray,
+        patience: Patience,
+        members: Sequence[int] | None = None,
+    ) -> None:
+        self.rank, self.size, self.members = rank, size, members or range(size)
         flags = flag_bytes(size)
         self.flags = memoryview(memory)[:flags].cast("q")
         # One flag a cache line: a rank that writes its own doesn't disturb those that read another's.
@@ -85,5 +94,5 @@ class SharedMemory:
         self._patience.wait(lambda: flags[place] >= value, lambda: self._late(kind, value))
 
     def _late(self, kind: int, value: int) -> str:
-        late = [rank for rank in range(self.size) if self.flags[self.places[kind][rank]] < value]
-        return f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))} of the {self.size} on this host"
+        late = [self.members[rank] for rank in range(self.size) if self.flags[self.places[kind][rank]] < value]
+        return f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))} on this host"

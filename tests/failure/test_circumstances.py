@@ -61,9 +61,7 @@ def test_a_rank_that_stops_is_named_after_the_time_allowed():
     result = job(what, COLLECTIVE_TIMEOUT_SECONDS="2", COLLECTIVE_STALL_SECONDS="1")
     assert result.returncode != 0
     assert time.time() - started < 15
-    assert (
-        "allreduce 'gradient' of float64[1000] Average has waited 1 s for rank 1 of the 2 on this host" in result.stderr
-    )
+    assert "allreduce 'gradient' of float64[1000] Average has waited 1 s for rank 1 on this host" in result.stderr
     assert "every rank takes part within 2 s" in result.stderr
 
 

@@ -24,7 +24,17 @@ KINDS = [
     "gather",
     "broadcast",
     "scatter",
+    "in process sets",
 ]
+
+
+def halves():
+    """The even and the odd ranks as process sets, registered once; none where the backend has no such."""
+    if collective.size() < 3 or collective.world.backend().name != "mpi":
+        return []
+    wanted = [list(range(start, collective.size(), 2)) for start in (0, 1)]
+    known = {tuple(each.ranks): each for each in collective.world.process_sets().values()}
+    return [known.get(tuple(ranks)) or collective.add_process_set(ranks) for ranks in wanted]
 
 
 class Steps:
@@ -36,6 +46,7 @@ class Steps:
         # Horovod carries operations out where they are called, so it wants the same order everywhere.
         self.own_order = self.rank if collective.world.backend().name == "mpi" else 0
         self.residents = {}
+        self.halves = halves()
         self.kept = []  # results that a user holds on to, with what they were
 
     def values(self, length, dtype):
@@ -97,6 +108,14 @@ class Steps:
             self.residents[key] = collective.empty(*key)
         self.residents[key][:] = mine
         return collective.allreduce(self.residents[key], Sum, out=self.residents[key]).copy()
+
+    def in_process_sets(self, mine, everyone):
+        """The sums of two halves, then theirs; no half waits for the other."""
+        if not self.halves:
+            return collective.allreduce(mine, Sum)
+        (half,) = [each for each in self.halves if each.included()]
+        part = collective.allreduce(mine, Sum, process_set=half)
+        return collective.allreduce(part if half.rank() == 0 else np.zeros_like(part), Sum)
 
     def gather(self, mine, everyone):
         return collective.allgather(mine)

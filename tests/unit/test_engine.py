@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from collective.engine import tuning
 from collective.engine.arena import Arena, rounded
-from collective.engine.calls import SHUTDOWN, Call
+from collective.engine.calls import JOIN, SHUTDOWN, Call
 from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
-from collective.engine.operations import AllGather, AllReduce, Broadcast, Meeting
+from collective.engine.operations import AllGather, AllReduce, Broadcast, Together
 from collective.engine.planner import Planner
+from collective.engine.stand_in import stand_in
 from collective.engine.ways import Resources
 from collective.errors import ArgumentError, MismatchError, TransportError
 from collective.reduce_ops import Average, Sum
@@ -34,9 +35,17 @@ class Ranks:
     def __init__(self, transport, may_call_more=True, **options):
         self.patience = Patience(0, options.pop("timeout", 20))
         # The ranks are threads of one process, so how many threads a rank has is told, not counted.
-        self.engine = Engine(transport, self.patience, lambda: 1000 if may_call_more else 0)
+        where = f"rank {transport.rank} of {transport.size}"
+        threads = 1000 if may_call_more else 0
+        self.engine = Engine(transport, self.patience, self.stand_in, where, lambda: threads)
         self.resources = Resources.for_transport(transport, Settings(**options), self.patience)
         self.planner = Planner(self.resources, {key: [(1000, "exchange")] for key in ("in place", "new")})
+
+    def stand_in(self, call, name):
+        return stand_in(call, name, self.engine, self.planner)
+
+    def join(self):
+        return Together(self.engine, Call(JOIN), JOIN, self.engine.last_to_join).wait()
 
     def allreduce(self, name, array, op=Sum, in_place=False):
         return AllReduce(self.engine, self.planner, [array], op, name, in_place, None)
@@ -130,7 +139,7 @@ def test_a_rank_that_leaves_is_told_to_those_that_wait_though_they_may_call_more
             if transport.rank == 0:
                 ranks.allreduce("a", np.ones(2)).wait()
             else:
-                Meeting(ranks.engine, Call(SHUTDOWN), SHUTDOWN).wait()
+                Together(ranks.engine, Call(SHUTDOWN), SHUTDOWN).wait()
 
     run_ranks(2, one_rank)
 
@@ -254,7 +263,7 @@ def test_a_wait_for_a_flag_that_never_comes_names_the_rank():
     other.set_flag(0, 1)
     mine.wait_flag(0, 1, 1)
     mine.set_flag(0, 1)
-    with pytest.raises(TransportError, match="rank 2 of the 3 on this host"):
+    with pytest.raises(TransportError, match="rank 2 on this host"):
         mine.wait_flag(0, 2, 1)
 
 

@@ -128,7 +128,7 @@ def test_all_go_by_messages_when_one_host_cannot_share(hosts, monkeypatch, caplo
     create = segment.create
 
     def fails_on_a(transport, *arguments):
-        if hosts[transport._members[0]] == "a":
+        if hosts[transport.members[0]] == "a":
             raise TransportError("the ranks of one host share memory", received="No space left on device")
         return create(transport, *arguments)
 
@@ -161,6 +161,7 @@ class Lazy:
 
     def __init__(self, transport):
         self.rank, self.size, self.transport = transport.rank, transport.size, transport
+        self.members = transport.members
         self.unsent, self.asked = collections.deque(), 0
         self.patience = 1 + transport.rank * 17 % 40
 
