@@ -25,6 +25,16 @@ for length in (0, 1, 1000, 100_003, 1_000_000):
     handles = [c.allreduce_async(mine + k, c.Sum, name=f"tensor {k}") for k in np.random.default_rng(r).permutation(3)]
     for handle, k in zip(handles, np.random.default_rng(r).permutation(3)):
         np.testing.assert_array_equal(handle.wait(), sum(everyone) + n * k)
+for ranks in ([0, 1], [1, 2], [0, 3]):
+    some = c.add_process_set(ranks)
+    if some.included():
+        for length in (1, 1000, 1_000_000):
+            total = c.allreduce(np.full(length, r), c.Sum, process_set=some)
+            np.testing.assert_array_equal(total, np.full(length, sum(ranks)))
+for step in range(r + 1):  # the higher the rank, the more batches
+    total = c.allreduce(np.full(100_000, 1.0), c.Sum)
+    np.testing.assert_array_equal(total, np.full(100_000, float(n - step)))
+assert c.join() == n - 1
 here = (r, c.local_rank(), c.local_size(), c.cross_rank(), c.cross_size(), socket.gethostname())
 everyone = c.allgather_object(here)
 if r == 0: print(everyone)
@@ -40,7 +50,7 @@ def on(hosts: str, agent: object, *command: str, timeout: float = 60):
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_suite_of_the_operations_over_every_mpi(mpi_python, ranks, tmp_path):
     suite = str(ROOT / "tests" / "parallel" / "main.py")
-    chosen = ("-k", "test_collectives or test_life_cycle")
+    chosen = ("-k", "test_collectives or test_life_cycle or test_process_sets or test_join")
     result = run_job(ranks, mpi_python, suite, str(tmp_path), *chosen, PYTHONPATH=str(ROOT))
     logs = [path.read_text() for path in sorted(tmp_path.glob("rank*.txt"))]
     assert result.returncode == 0, "\n".join([*logs, result.stderr])

@@ -76,6 +76,36 @@ def test_ranks_start_operations_in_any_order(size, count, seed, shared):
                 np.testing.assert_array_equal(result, np.full(1 + 300 * number, size * (size - 1) / 2 + size * number))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    batches=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=3),
+    shared=st.booleans(),
+)
+def test_ranks_join_after_any_number_of_batches(batches, lengths, shared):
+    def one_rank(transport):
+        ranks = Ranks(transport)
+        sums = []
+        for step in range(batches[transport.rank]):
+            operations = [
+                ranks.allreduce(f"{step}.{number}", np.full(length, 1.0)) for number, length in enumerate(lengths)
+            ]
+            for operation in operations if step % 2 else operations[:0]:
+                operation.start()
+            sums.append([operation.wait()[0][-1] for operation in operations])
+        last = ranks.join()
+        after = ranks.allreduce("after", np.ones(3)).wait()[0][0]
+        ranks.engine.close()
+        return sums, last, after
+
+    size = len(batches)
+    results = run_ranks(size, one_rank, shared_bytes=segment_bytes(size) if shared else 0)
+    for rank, (sums, last, after) in enumerate(results):
+        assert sums == [[float(sum(step < other for other in batches))] * len(lengths) for step in range(batches[rank])]
+        assert batches[last] == max(batches)
+        assert after == size
+
+
 def test_threads_wait_for_operations_in_any_order():
     def one_rank(transport):
         ranks = Ranks(transport)
