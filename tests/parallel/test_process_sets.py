@@ -1,11 +1,13 @@
 """Process sets: operations among some of the ranks, side by side with those of other sets."""
 
+import os
+
 import numpy as np
 import pytest
 
 import collective
 from collective import Average, Sum
-from collective.errors import ArgumentError, MismatchError
+from collective.errors import ArgumentError, LaunchError, MismatchError
 
 
 @pytest.fixture
@@ -133,3 +135,37 @@ def test_sets_given_to_init_are_registered(size):
     assert not collective.is_initialized()
     collective.init()
     assert collective.allreduce(np.ones(1), Sum)[0] == size
+
+
+def test_a_job_of_some_of_the_ranks(rank, size):
+    some = list(range(max(1, size - 1)))
+    collective.shutdown()
+    if rank in some:
+        collective.init(comm=some)
+        assert (collective.rank(), collective.size()) == (rank, len(some))
+        assert collective.allreduce(np.array([rank]), Sum)[0] == sum(some)
+        collective.shutdown()
+    elif collective.world.launched.detect(os.environ):
+        with pytest.raises(LaunchError, match="this one's among them"):
+            collective.init(comm=some)
+    collective.init()
+    assert collective.allreduce(np.ones(1), Sum)[0] == size
+
+
+def test_jobs_of_a_user_s_own_communicators(rank, size):
+    mpi = pytest.importorskip("mpi4py.MPI")
+    collective.shutdown()
+    own = mpi.COMM_WORLD.Split(rank % 2, rank)
+    collective.init(comm=own)
+    assert collective.size() == own.size
+    alike = range(rank % 2, size, 2)
+    assert collective.allreduce(np.array([rank]), Sum)[0] == sum(alike)
+    collective.shutdown()
+    collective.init()
+    made = collective.add_process_set(collective.ProcessSet(own)) if size > 2 and rank % 2 == 0 else None
+    if size > 2 and rank % 2:
+        made = collective.add_process_set(range(0, size, 2))  # the same ranks, told otherwise
+    if made:
+        assert made.ranks == list(range(0, size, 2))
+        assert collective.remove_process_set(made)
+    own.Free()
