@@ -16,6 +16,7 @@ import tensorflow as tf
 from collective import collectives, grouped, world
 from collective.compression import Compression
 from collective.errors import ArgumentError
+from collective.process_sets import ProcessSet
 from collective.reduce_ops import Average, ReduceOp, Sum
 from collective.tensorflow import overlap
 from collective.tensorflow.graph import call
@@ -47,25 +48,33 @@ def grouped_allreduce(
     *,
     name: str | None = None,
     compression: Compression = Compression.none,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet | None = None,
 ) -> list[tf.Tensor]:
     """Reduce several tensors as one operation; small ones share messages. See ``allreduce``.
 
     In a graph, and between hosts, they are sent as soon as they are there; see ``overlap``. Inside a host, where the
     cores that would send are those that compute, they are reduced together in the fewest passes over the memory.
     """
+    options: dict[str, Any] = {
+        "prescale_factor": prescale_factor,
+        "postscale_factor": postscale_factor,
+        "process_set": process_set,
+    }
 
     def reduce(*arrays: np.ndarray) -> list[np.ndarray]:
-        return grouped.grouped_allreduce(arrays, op, name=name, compression=compression)
+        return grouped.grouped_allreduce(arrays, op, name=name, compression=compression, **options)
 
     def forward(*values: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         def backward(*upstream: tf.Tensor) -> list[tf.Tensor]:
             _check_differentiable(op)
-            return grouped_allreduce(upstream, op, name=name and f"{name}.gradient", compression=compression)
+            return grouped_allreduce(upstream, op, name=name and f"{name}.gradient", compression=compression, **options)
 
         shapes = [value.shape for value in values]
         if tf.executing_eagerly() or world.cross_size() == 1:
             return call(reduce, values, "grouped_allreduce", shapes), backward
-        return overlap.all_reduce(values, op, name, compression), backward
+        return overlap.all_reduce(values, op, name, compression, **options), backward
 
     return list(_differentiable(forward, tensors))
 
@@ -75,12 +84,12 @@ def _check_differentiable(op: ReduceOp) -> None:
         raise ArgumentError("the gradient of an all-reduce is defined for Average and Sum", received=f"op={op}")
 
 
-def allgather(tensor: Any, *, name: str | None = None) -> tf.Tensor:
+def allgather(tensor: Any, *, name: str | None = None, process_set: ProcessSet | None = None) -> tf.Tensor:
     """Concatenate the ranks' tensors along axis 0; ranks may differ in their number of rows."""
 
     def forward(value: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
         def run(array: np.ndarray) -> list[np.ndarray]:
-            return [collectives.allgather(array, name=name)]
+            return [collectives.allgather(array, name=name, process_set=process_set)]
 
         def backward(upstream: tf.Tensor) -> tf.Tensor:
             counts = allgather(tf.shape(value, tf.int64)[:1], name=name and f"{name}.rows")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +28,7 @@ NUMBERS = itertools.count(1)
 
 
 def all_reduce(
-    tensors: Sequence[tf.Tensor], op: ReduceOp, name: str | None, compression: Compression
+    tensors: Sequence[tf.Tensor], op: ReduceOp, name: str | None, compression: Compression, **options: Any
 ) -> list[tf.Tensor]:
     """Reduce tensors over all ranks as they appear; for graphs. See ``grouped_allreduce``.
 
@@ -41,7 +42,7 @@ def all_reduce(
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
             bucket = arrays[: len(places[number])]
             under_way[number] = grouped.grouped_allreduce_async(
-                bucket, op, name=f"{name}.{number}", compression=compression
+                bucket, op, name=f"{name}.{number}", compression=compression, **options
             )
             return [np.int64(number)]
 
