@@ -94,18 +94,17 @@ def rotate(
     """
     rank, size, count = transport.rank, transport.size, len(parts[0])
     left, right, adding_steps = (rank - 1) % size, (rank + 1) % size, size - 1
-    wire = reduction.wire if reduction else None
-    moving = like(parts, wire.dtype) if wire else parts
+    freight = _Freight(parts, reduction, company)
     arrivals = [((rank - 2 - step) % size, number, step) for step in steps for number in range(count)]
     ahead = min(AHEAD, adding_steps * count)  # no further than the sends that a receive has to wait for are known
-    longest = max(part.size for chunk in moving for part in chunk)
-    pool = np.empty((ahead + 1, longest), moving[0][0].dtype)
+    longest = max(part.size for chunk in freight.moving for part in chunk)
+    pool = np.empty((ahead + 1, longest), freight.moving[0][0].dtype)
     sends: list[Request] = []
     receives: list[tuple[Request, np.ndarray]] = []
 
     def post_receive(index: int) -> None:
         chunk, number, step = arrivals[index]
-        buffer = moving[chunk][number]
+        buffer = freight.moving[chunk][number]
         if step < adding_steps:
             buffer = pool[index % len(pool)][: buffer.size]
         elif index >= adding_steps * count:
@@ -117,37 +116,70 @@ def rotate(
         post_receive(index)
     first = (rank - 1 - steps.start) % size
     for number in range(count if arrivals else 0):
-        if company:
-            company.wanted(first, number)
-        if wire:
-            wire.leave(parts[first][number], moving[first][number])
-        elif reduction:
-            reduction.prepare(parts[first][number])
-        sends.append(transport.send(moving[first][number], right))
+        freight.load(first, number)
+        sends.append(transport.send(freight.moving[first][number], right))
     for index, (chunk, number, step) in enumerate(arrivals):
-        own, moved = parts[chunk][number], moving[chunk][number]
-        if step < adding_steps and reduction:
-            # While the message is on its way.
-            if company:
-                company.wanted(chunk, number)
-            if not wire:
-                reduction.prepare(own)
+        adds = reduction is not None and step < adding_steps
+        if adds:  # while the message is on its way
+            freight.want(chunk, number)
         request, buffer = receives[index]
         request.wait()
-        if step < adding_steps and reduction:
-            # The partial result came round from other ranks; each element is computed on one rank only.
-            _add(reduction, buffer, own, moved, last=step == adding_steps - 1)
+        if adds:
+            freight.add(chunk, number, buffer, last=step == adding_steps - 1)
         if step + 1 < steps.stop:
-            sends.append(transport.send(moved, right))
+            sends.append(transport.send(freight.moving[chunk][number], right))
         if index + ahead < len(arrivals):
             post_receive(index + ahead)
         if step >= adding_steps - 1:
-            if wire:
-                wire.read(moved, own)
-            if company:
-                company.final(chunk, number)
+            freight.unload(chunk, number)
     for request in sends:
         request.wait()
+
+
+class _Freight:
+    """What a rank puts on the ring and takes off it, segment by segment.
+
+    Attributes:
+        moving: The segments as they travel: those of the array, or copies in half precision.
+    """
+
+    def __init__(
+        self, parts: Sequence[Sequence[np.ndarray]], reduction: Reduction | None, company: Company | None
+    ) -> None:
+        self._parts, self._reduction, self._company = parts, reduction, company
+        self._wire = reduction.wire if reduction else None
+        self.moving = like(parts, self._wire.dtype) if self._wire else parts
+
+    def want(self, chunk: int, number: int) -> None:
+        """Get our own values ready to be added."""
+        if self._company:
+            self._company.wanted(chunk, number)
+        if self._reduction and not self._wire:
+            self._reduction.prepare(self._parts[chunk][number])
+
+    def load(self, chunk: int, number: int) -> None:
+        """Get our own values ready to leave, as the first of a ring."""
+        self.want(chunk, number)
+        if self._wire:
+            self._wire.leave(self._parts[chunk][number], self.moving[chunk][number])
+
+    def add(self, chunk: int, number: int, arrived: np.ndarray, last: bool) -> None:
+        """Add our own values to what came round from other ranks; each element is computed on one rank only."""
+        assert self._reduction is not None  # noqa: S101  # whoever adds knows how
+        own = self._parts[chunk][number]
+        if self._wire:
+            self._wire.join(arrived, own, self.moving[chunk][number])
+            return
+        self._reduction.combine(arrived, own, own)
+        if last:
+            self._reduction.finish(own)
+
+    def unload(self, chunk: int, number: int) -> None:
+        """Take the result from what travelled."""
+        if self._wire:
+            self._wire.read(self.moving[chunk][number], self._parts[chunk][number])
+        if self._company:
+            self._company.final(chunk, number)
 
 
 def follow(rank: int, size: int, count: int, company: Company) -> None:
@@ -163,15 +195,6 @@ def follow(rank: int, size: int, count: int, company: Company) -> None:
             company.wanted(chunk, number)
         if step >= size - 2:
             company.final(chunk, number)
-
-
-def _add(reduction: Reduction, arrived: np.ndarray, own: np.ndarray, moved: np.ndarray, last: bool) -> None:
-    if reduction.wire:
-        reduction.wire.join(arrived, own, moved)
-        return
-    reduction.combine(arrived, own, own)
-    if last:
-        reduction.finish(own)
 
 
 def _parts(array: np.ndarray, bounds: Sequence[int], segment_bytes: int) -> list[list[np.ndarray]]:

@@ -19,7 +19,7 @@ from collective.bench.contenders import CONTENDERS, OURS, PACKAGES, SAME_ELEMENT
 from collective.bench.measure import Call, Sums, measure
 from collective.bench.rows import Progress, Row
 from collective.bench.subject import Events, Subject
-from collective.bench.units import microseconds, ratio, size_of, size_text
+from collective.bench.units import microseconds, names_of, ratio, size_of, size_text
 from collective.errors import ArgumentError, CollectiveError
 from collective.settings import ALGORITHMS
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument(
         "--dtype",
-        type=_dtypes,
+        type=names_of(DTYPES),
         default="float32",
         metavar="NAME,...",
         help=f"of {', '.join(DTYPES)} (default: float32)",
@@ -55,14 +55,6 @@ def _sizes(text: str) -> list[int]:
         return [size_of(word) for word in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _dtypes(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in DTYPES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(DTYPES)}")
-    return names
 
 
 def measure_all(arguments: argparse.Namespace, names: Sequence[str]) -> Events:

@@ -21,7 +21,7 @@ from collective.bench.contenders import OURS
 from collective.bench.measure import from_all_ranks, summarize
 from collective.bench.rows import Progress, Row
 from collective.bench.subject import Events, Subject
-from collective.bench.units import count_of, milliseconds, ratio
+from collective.bench.units import count_of, milliseconds, names_of, ratio
 from collective.errors import CollectiveError
 
 if TYPE_CHECKING:
@@ -38,17 +38,9 @@ RATE = 1e-3
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     """Declare which models are trained, and for how long."""
     parser.add_argument(
-        "--models", type=_models, default=",".join(MODELS), metavar="NAME,...", help=f"of {', '.join(MODELS)}"
+        "--models", type=names_of(MODELS), default=",".join(MODELS), metavar="NAME,...", help=f"of {', '.join(MODELS)}"
     )
     parser.add_argument("--steps", type=count_of, default=100, metavar="N", help="of each contender (default: 100)")
-
-
-def _models(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in MODELS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(MODELS)}")
-    return names
 
 
 def measure_all(arguments: argparse.Namespace, names: Sequence[str]) -> Events:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Collection
+
 UNITS = ("B", "KiB", "MiB", "GiB")
 
 
@@ -28,6 +31,19 @@ def count_of(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError("a whole number from 1 is wanted")
     return int(text)
+
+
+def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """A function that splits names at commas, for argparse; it refuses those that are not ``known``."""
+
+    def split(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(known)}")
+        return names
+
+    return split
 
 
 def size_text(size: int) -> str:
