@@ -23,6 +23,15 @@ def pytest_report_header():
     return f"collective: {backend.name} backend, {backend.topology.where}"
 
 
+def pytest_collection_finish(session):
+    """Ranks that don't run the same tests would wait for each other, test after test."""
+    mine = [item.nodeid for item in session.items]
+    for rank, theirs in enumerate(collective.allgather_object(mine)):
+        if theirs != mine:
+            different = sorted(set(mine) ^ set(theirs))
+            raise pytest.UsageError(f"rank {rank} has collected other tests than this rank: {different}")
+
+
 @pytest.fixture(autouse=True)
 def _start_together():
     """Begin every test in step, so that a failure on one rank is told in the test where it happened."""
