@@ -19,7 +19,7 @@ class ProcessSet:
 
     Attributes:
         process_set_id: Its number in the job, 0 for the set of all ranks; None: not registered.
-        ranks: Its ranks in the job, in order; None: those of ``mpi_comm``, not registered yet.
+        ranks: Its ranks in the job, in order; None: those of ``mpi_comm``, not registered before.
         mpi_comm: The communicator given.
         backend: What carries its operations; None: this rank is not in it.
         numbers: Names of its operations without a name.

@@ -7,8 +7,10 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from collective import crash, launched, log, settings
 from collective.backends.base import Backend
@@ -25,7 +27,6 @@ class World:
     backend: Backend
     undo_crash_hook: Callable[[], None]
     sets: dict[int, ProcessSet] = dataclasses.field(default_factory=dict)
-    set_ids: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
 
 _world: World | None = None
@@ -62,6 +63,7 @@ def init(
     log.configure(chosen.log_level, where)
     undo = crash.end_job_on_exception(where, backend.abort) if backend.topology.size > 1 else lambda: None
     _world = World(backend, undo)
+    global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None
     _register(_world, global_process_set, range(backend.topology.size), backend)
     atexit.register(_shutdown_at_exit)
     if process_sets is None or isinstance(process_sets, str):
@@ -103,10 +105,11 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     """Register a process set; called by all ranks, also by those that are not in it, in the same order.
 
     Args:
-        process_set: The set, or its ranks.
+        process_set: The set, or its ranks. Of communicators each rank gives its own, and each different one
+            becomes a set.
 
     Returns:
-        The set, whose ``process_set_id`` is the same on all ranks.
+        The set, whose ``process_set_id`` is the same on all ranks: the lowest that is free.
 
     Raises:
         ArgumentError: when there is a set of these ranks already, or one of them is no rank.
@@ -116,10 +119,27 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
         A few messages; inside a host, shared memory of some MiB for the set.
     """
     world = _joined("add_process_set")
-    _, name = begin("add_process_set")
     members = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
-    ranks = world.backend.ranks_of(members.mpi_comm) if members.ranks is None else members.ranks
-    size = world.backend.topology.size
+    for each in [members] if members.mpi_comm is None else _of_communicators(world, members):
+        _add(world, each)
+    return members
+
+
+def _of_communicators(world: World, own: ProcessSet) -> list[ProcessSet]:
+    """One set for each of the different communicators that the ranks have given."""
+    own.ranks = world.backend.ranks_of(own.mpi_comm)
+    mine = np.zeros((1, world.backend.topology.size), np.uint8)
+    mine[0, own.ranks] = 1
+    _, name = begin("add_process_set")
+    everyone = world.backend.allgather(mine, name).wait()
+    different = dict.fromkeys(tuple(np.flatnonzero(row).tolist()) for row in everyone)
+    return [own if list(ranks) == own.ranks else ProcessSet(ranks) for ranks in different]
+
+
+def _add(world: World, members: ProcessSet) -> None:
+    """Register a set of ranks."""
+    _, name = begin("add_process_set")
+    ranks, size = members.ranks or [], world.backend.topology.size
     known = [other for other in world.sets.values() if other.ranks == ranks]
     if known or members.process_set_id is not None or not ranks or ranks[0] < 0 or ranks[-1] >= size:
         error = ArgumentError(
@@ -132,7 +152,6 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
         world.backend.refuse("add_process_set", name, str(error))
         raise error
     _register(world, members, ranks, world.backend.subset(ranks, name).wait())
-    return members
 
 
 def remove_process_set(process_set: ProcessSet) -> bool:
@@ -223,7 +242,7 @@ def cross_size() -> int:
 
 
 def _register(world: World, process_set: ProcessSet, ranks: Sequence[int], backend: Backend | None) -> None:
-    number = next(world.set_ids)
+    number = next(number for number in itertools.count() if number not in world.sets)
     process_set.register(number, ranks, backend)
     world.sets[number] = process_set
 

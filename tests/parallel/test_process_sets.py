@@ -162,10 +162,25 @@ def test_jobs_of_a_user_s_own_communicators(rank, size):
     assert collective.allreduce(np.array([rank]), Sum)[0] == sum(alike)
     collective.shutdown()
     collective.init()
-    made = collective.add_process_set(collective.ProcessSet(own)) if size > 2 and rank % 2 == 0 else None
-    if size > 2 and rank % 2:
-        made = collective.add_process_set(range(0, size, 2))  # the same ranks, told otherwise
-    if made:
-        assert made.ranks == list(range(0, size, 2))
-        assert collective.remove_process_set(made)
+    if size > 2:
+        halves = collective.add_process_set(collective.ProcessSet(own))
+        assert halves.ranks == list(alike)
+        assert halves.process_set_id == 1 + rank % 2
+        assert halves.mpi_comm == own
+        assert collective.allreduce(np.array([rank]), Sum, process_set=halves)[0] == sum(alike)
+        for each in [each for number, each in collective.world.process_sets().items() if number]:
+            assert collective.remove_process_set(each)
     own.Free()
+
+
+def test_a_removed_set_s_number_is_used_again(size):
+    if size < 3:
+        return
+    first, second = collective.add_process_set([0]), collective.add_process_set([1])
+    number = first.process_set_id
+    assert collective.remove_process_set(first)
+    third = collective.add_process_set([0, 2])
+    assert third.process_set_id == number
+    assert collective.add_process_set(first).process_set_id not in (number, second.process_set_id)
+    for each in (first, second, third):
+        assert collective.remove_process_set(each)
