@@ -33,7 +33,7 @@ class CollectiveError(RuntimeError):
 
 
 class NotInitializedError(CollectiveError, ValueError):
-    """A rank, a size or an operation was asked for before ``init()`` or after ``shutdown()``."""
+    """A rank, a size or an operation was asked for outside a job or in a process set that it doesn't know."""
 
 
 class ArgumentError(CollectiveError, ValueError):

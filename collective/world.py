@@ -15,7 +15,7 @@ import numpy as np
 from collective import crash, launched, log, settings
 from collective.backends.base import Backend
 from collective.backends.solo import SoloBackend
-from collective.errors import ArgumentError, LaunchError, MismatchError, NotInitializedError
+from collective.errors import ArgumentError, CollectiveError, LaunchError, MismatchError, NotInitializedError
 from collective.process_sets import ProcessSet, global_process_set
 from collective.topology import Topology
 
@@ -193,7 +193,7 @@ def begin(operation: str, name: str | None = None, process_set: ProcessSet | Non
 
     Raises:
         ArgumentError: when this rank is not in the process set.
-        NotInitializedError: before ``init`` or after ``shutdown``.
+        NotInitializedError: before ``init`` or after ``shutdown``, or when the process set is not registered.
     """
     if not _world:
         _joined(operation)
@@ -247,14 +247,22 @@ def _register(world: World, process_set: ProcessSet, ranks: Sequence[int], backe
     world.sets[number] = process_set
 
 
-def _not_a_member(operation: str, process_set: ProcessSet) -> ArgumentError:
-    registered = process_set.process_set_id is not None
+def _not_a_member(operation: str, process_set: ProcessSet) -> CollectiveError:
+    received, where = f"process_set={process_set}", topology().where
+    if process_set not in process_sets().values():
+        return NotInitializedError(
+            "a process set is registered before it is used",
+            received=received,
+            fix="Call add_process_set on all ranks",
+            operation=operation,
+            where=where,
+        )
     return ArgumentError(
-        "an operation in a process set is called by its ranks" if registered else "a process set is registered first",
-        received=f"process_set={process_set}",
-        fix="Ask process_set.included() first" if registered else "Call add_process_set on all ranks",
+        "an operation in a process set is called by its ranks",
+        received=received,
+        fix="Ask process_set.included() first",
         operation=operation,
-        where=topology().where,
+        where=where,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import collective
 from collective import Average, Sum
-from collective.errors import ArgumentError, LaunchError, MismatchError
+from collective.errors import ArgumentError, LaunchError, MismatchError, NotInitializedError
 
 
 @pytest.fixture
@@ -119,8 +119,10 @@ def test_a_removed_set_is_unknown(size):
     assert (made.process_set_id, made.included(), made.size(), made.rank()) == (None, None, None, None)
     assert not collective.remove_process_set(made)
     assert not collective.remove_process_set(collective.global_process_set)
-    with pytest.raises(ArgumentError, match="registered first"):
-        collective.allreduce(np.ones(1), process_set=made)
+    for unknown in (made, collective.ProcessSet([0])):
+        unknown.process_set_id = 10  # a user who thinks to know the number
+        with pytest.raises(NotInitializedError, match="registered before"):
+            collective.allreduce(np.ones(1), process_set=unknown)
 
 
 def test_sets_given_to_init_are_registered(size):
