@@ -12,14 +12,16 @@ class CollectiveError(RuntimeError):
     """Base of all errors of the library.
 
     Args:
-        rule: What holds when all is well, as a sentence without its full stop.
+        rule: What holds when all is well, as a sentence without its full stop; empty where a user raises it.
         received: What came instead, as ``name=value``.
         fix: What the user can do now, as a sentence without its full stop.
         operation: The operation that failed, with its tensor's name, such as ``allreduce 'dense/kernel'``.
         where: The rank that noticed, such as ``rank 2 of 4``; the errors of a running job always name it.
     """
 
-    def __init__(self, rule: str, *, received: str = "", fix: str = "", operation: str = "", where: str = "") -> None:
+    def __init__(
+        self, rule: str = "", *, received: str = "", fix: str = "", operation: str = "", where: str = ""
+    ) -> None:
         self.rule, self.received, self.fix, self.operation, self.where = rule, received, fix, operation, where
         super().__init__(str(self))
 
@@ -53,6 +55,10 @@ class MismatchError(CollectiveError):
 
 class LaunchError(CollectiveError):
     """The job cannot start as asked: launcher and MPI library differ, a host file has a typo, no MPI is found."""
+
+
+class CheckpointError(CollectiveError):
+    """A checkpoint could not be written or read; raised on every rank alike."""
 
 
 class TransportError(CollectiveError):
