@@ -34,6 +34,8 @@ from collective.reduce_ops import Max as Max
 from collective.reduce_ops import Min as Min
 from collective.reduce_ops import Product as Product
 from collective.reduce_ops import Sum as Sum
+from collective.timeline import start_timeline as start_timeline
+from collective.timeline import stop_timeline as stop_timeline
 from collective.world import add_process_set as add_process_set
 from collective.world import cross_rank as cross_rank
 from collective.world import cross_size as cross_size

@@ -1,10 +1,13 @@
-"""All settings in one frozen object, read once from the ``COLLECTIVE_...`` environment variables."""
+"""All settings in one frozen object, read once from the ``COLLECTIVE_...`` environment variables.
+
+Where one isn't set, Horovod's variable for the same thing counts.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from collective.errors import SettingError
 
@@ -13,6 +16,9 @@ BACKENDS = ("mpi", "horovod", "solo")
 ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native", "shared_memory", "direct", "hierarchical")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
+# Horovod's levels that have another name here.
+HOROVOD_LOG_LEVELS = {"trace": "debug", "fatal": "error"}
 
 _TYPES: dict[str, type[str] | type[int] | type[float]] = {"str": str, "int": int, "float": float}
 
@@ -32,6 +38,9 @@ class Settings:
         stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.
         timeout_seconds: Seconds after which such a wait is an error that ends the job; 0: never.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
+        completion_file: A file that rank 0 makes once all ranks have come to their end, for who supervises the job.
+        timeline: Where rank 0 writes what every operation waited for; empty or ``DYNAMIC``: when it is told to.
+        timeline_mark_cycles: 1: also when the ranks compare what they call.
     """
 
     backend: str = ""
@@ -42,6 +51,9 @@ class Settings:
     stall_seconds: float = 60.0
     timeout_seconds: float = 1800.0
     log_level: str = "warning"
+    completion_file: str = ""
+    timeline: str = ""
+    timeline_mark_cycles: int = 0
 
     def __post_init__(self) -> None:
         _check_choice("backend", self.backend, ("", *BACKENDS))
@@ -61,7 +73,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         SettingError: for an unknown ``COLLECTIVE_...`` name or a value that is not allowed.
     """
     types = {field.name: _TYPES[str(field.type)] for field in dataclasses.fields(Settings)}
-    values: dict[str, str | int | float] = {}
+    told = {name: (variable, text) for variable, name, text in _from_horovod(environment)}
     for variable, text in environment.items():
         if not variable.startswith(PREFIX):
             continue
@@ -73,12 +85,47 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
                 received=f"{variable}={text}",
                 fix=_did_you_mean(variable, allowed) or "Unset it",
             )
+        told[name] = variable, text
+    values: dict[str, str | int | float] = {}
+    for name, (variable, text) in told.items():
         try:
             values[name] = types[name](text)
         except ValueError:
             kind = "a whole number" if types[name] is int else "a number"
             raise SettingError(f"{variable} is {kind}", received=f"{variable}={text}") from None
     return Settings(**values)  # type: ignore[arg-type]  # each value was made by its field's own type
+
+
+def _from_horovod(environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Horovod's variables that are set, as variable, setting, and the setting's text; later ones count more."""
+    for variable, (name, translate) in HOROVOD.items():
+        text = translate(environment.get(variable, "").strip())
+        if text:
+            yield variable, name, text
+
+
+def _switch(text: str) -> str:
+    return "1" if text.lower() in TRUE else "0" if text.lower() in FALSE else text
+
+
+def _never_if_on(text: str) -> str:
+    return "0" if _switch(text) == "1" else ""
+
+
+def _log_level(text: str) -> str:
+    return HOROVOD_LOG_LEVELS.get(text.lower(), text.lower())
+
+
+# Horovod's variable: the setting it means, and how its value is said here.
+HOROVOD: dict[str, tuple[str, Callable[[str], str]]] = {
+    "HOROVOD_TIMELINE": ("timeline", str),
+    "HOROVOD_TIMELINE_MARK_CYCLES": ("timeline_mark_cycles", _switch),
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": ("stall_seconds", str),
+    "HOROVOD_STALL_CHECK_DISABLE": ("stall_seconds", _never_if_on),
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": ("timeout_seconds", str),
+    "HOROVOD_LOG_LEVEL": ("log_level", _log_level),
+    "HOROVOD_FUSION_THRESHOLD": ("fusion_bytes", str),
+}
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -8,11 +8,12 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from collective import crash, launched, log, settings
+from collective import crash, launched, log, settings, timeline
 from collective.backends.base import Backend
 from collective.backends.solo import SoloBackend
 from collective.errors import ArgumentError, CollectiveError, LaunchError, MismatchError, NotInitializedError
@@ -26,6 +27,7 @@ class World:
 
     backend: Backend
     undo_crash_hook: Callable[[], None]
+    completion_file: str
     sets: dict[int, ProcessSet] = dataclasses.field(default_factory=dict)
 
 
@@ -62,10 +64,13 @@ def init(
     where = backend.topology.where
     log.configure(chosen.log_level, where)
     undo = crash.end_job_on_exception(where, backend.abort) if backend.topology.size > 1 else lambda: None
-    _world = World(backend, undo)
+    _world = World(backend, undo, chosen.completion_file)
     global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None
     _register(_world, global_process_set, range(backend.topology.size), backend)
     atexit.register(_shutdown_at_exit)
+    # Horovod's core reads its own variable.
+    theirs = backend.name == "horovod" and chosen.timeline == os.environ.get("HOROVOD_TIMELINE")
+    timeline.begin(backend.topology.rank, "" if theirs else chosen.timeline, chosen.timeline_mark_cycles > 0)
     if process_sets is None or isinstance(process_sets, str):
         return
     try:
@@ -88,12 +93,15 @@ def shutdown() -> None:
     world, _world = _world, None
     atexit.unregister(_shutdown_at_exit)
     world.undo_crash_hook()
+    timeline.end()
     # Process sets first; the set of all ranks is the first that was made.
     for process_set in reversed(world.sets.values()):
         ending = process_set.backend
         process_set.forget()
         if ending:
             ending.shutdown()
+    if world.completion_file and world.backend.topology.rank == 0:
+        Path(world.completion_file).touch()
 
 
 def is_initialized() -> bool:

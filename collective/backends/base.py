@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import abc
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol
 
 import numpy as np
 
+from collective import timeline
 from collective.errors import ArgumentError
 from collective.reduce_ops import ReduceOp
 from collective.topology import Topology
@@ -150,6 +152,26 @@ def blocking(method: Callable[Arguments, Any]) -> Callable[Arguments, Operation]
 
     @functools.wraps(method)
     def operation(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Operation:
-        return Blocking(functools.partial(method, *args, **kwargs))
+        function = functools.partial(method, *args, **kwargs)
+        return Blocking(_recorded(function, timeline.recorder) if timeline.recorder else function)
 
     return operation
+
+
+def _recorded(function: functools.partial, recorder: timeline.Recorder) -> Callable[[], Any]:
+    """The same function, telling the timeline: nobody is waited for that one could know of."""
+    kind = function.func.__name__
+    given = inspect.signature(function.func).bind(*function.args, **function.keywords).arguments
+    row = timeline.row_of(kind, given["name"])
+    arrays = [given["array"]] if "array" in given else given.get("arrays", ())
+
+    def tell() -> Any:
+        recorder.cycle()
+        recorder.phase(row, f"NEGOTIATE_{kind.upper()}")
+        recorder.phase(row, kind.upper())
+        try:
+            return function()
+        finally:
+            recorder.end(row, timeline.details((array.dtype, array.shape) for array in arrays))
+
+    return tell

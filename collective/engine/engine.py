@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from collective import timeline
 from collective.engine.calls import Call, digest, mismatch
 from collective.engine.matching import BUSY, agree
 from collective.engine.negotiation import Outcome, negotiate
 from collective.engine.operation import Operation
+from collective.engine.recorded import Recorded
 from collective.errors import ArgumentError, MismatchError
 from collective.transport.base import Request, Transport
 from collective.transport.patience import Patience
@@ -80,6 +82,8 @@ class Engine:
             self.start(operation)
             return operation.wait()
         try:
+            if timeline.recorder:
+                operation = Recorded(operation, timeline.recorder)
             differ = False
             if not self._pending:
                 busy = self._propose(operation)
@@ -102,7 +106,7 @@ class Engine:
 
     def start(self, operation: Operation) -> None:
         """Leave an operation to the engine's thread."""
-        self._add(operation)
+        self._add(Recorded(operation, timeline.recorder) if timeline.recorder else operation)
         self._ring()
 
     def wait(self, ended: threading.Lock) -> None:
@@ -187,7 +191,8 @@ class Engine:
             raise self._lost
         self._patience.operation = operation
         word = digest(operation.call, operation.name)
-        return agree(self._transport, word | BUSY if operation.shows and operation.publish() else word)
+        shown = operation.shows and operation.publish()
+        return agree(self._transport, word | BUSY if shown else word, operation.watch)
 
     def _sort_out(self) -> None:
         """Find out what is pending on all ranks, and wait for news where that is nothing."""

@@ -16,21 +16,24 @@ from collective.engine.calls import DIGEST_BITS
 from collective.reduce_ops import Max, ReduceOp, Sum
 from collective.reduction import reduction_for
 from collective.transport.base import Transport
+from collective.transport.shared import Watch
 
 SEGMENT = 64 * 1024
 # A word is a call's digest and this bit, which says "not so fast" and may differ.
 BUSY = 1 << DIGEST_BITS
 
 
-def agree(transport: Transport, word: int) -> int:
+def agree(transport: Transport, word: int, watch: Watch | None = None) -> int:
     """Compare every rank's word: 0 when the digests are equal, BUSY when they are and a rank is busy, -1 when not.
+
+    Inside a host ``watch`` sees the ranks come.
 
     It returns once all ranks have come, so it is a barrier, and what a rank wrote to shared memory before is there.
 
     Cost: a few flags in shared memory, or one all-reduce of 24 bytes.
     """
     if transport.shared:
-        everyone = words.all_gather(transport.shared, word)
+        everyone = words.all_gather(transport.shared, word, watch)
         if everyone.count(word) == transport.size:
             return word & BUSY
         return BUSY if len({other & ~BUSY for other in everyone}) == 1 else -1

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from collective.engine.calls import Call
+from collective.transport.shared import Watch
 
 if TYPE_CHECKING:
     from collective.engine.engine import Engine
@@ -17,6 +18,7 @@ class Operation(abc.ABC):
 
     Attributes:
         shows: Whether ``publish`` has something to show.
+        watch: Is told again and again which ranks have come, until it says that all have; None: nobody asks.
 
     Args:
         engine: Carries it out.
@@ -27,6 +29,7 @@ class Operation(abc.ABC):
     __slots__ = ("_ended", "_engine", "call", "error", "name", "result")
 
     shows: bool = False
+    watch: Watch | None = None
 
     def __init__(self, engine: Engine, call: Call, name: str) -> None:
         self._engine, self.call, self.name = engine, call, name

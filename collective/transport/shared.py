@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ FLAG_KINDS = 5
 SPINS = 2000
 # While ranks are more than cores, the one that is waited for needs this one's core.
 YIELDS = 100
+# Is told which ranks have come; returns whether it has seen all.
+Watch = Callable[[list[bool]], bool]
 
 
 def flag_bytes(size: int) -> int:
@@ -92,6 +94,15 @@ class SharedMemory:
             if flags[place] >= value:
                 return
         self._patience.wait(lambda: flags[place] >= value, lambda: self._late(kind, value))
+
+    def watch_flags(self, kind: int, value: int, watch: Watch) -> None:
+        """Tell ``watch`` again and again which ranks have come to ``value``, until it says that all have.
+
+        Raises:
+            TransportError: when they don't come in time; it names them.
+        """
+        flags, places = self.flags, self.places[kind]
+        self._patience.wait(lambda: watch([flags[place] >= value for place in places]), lambda: self._late(kind, value))
 
     def _late(self, kind: int, value: int) -> str:
         late = [self.members[rank] for rank in range(self.size) if self.flags[self.places[kind][rank]] < value]
