@@ -18,6 +18,7 @@ class Topology:
         cross_rank: Number of this process's host among the hosts that have a process with this local rank.
         cross_size: Number of those hosts.
         members: For some ranks of a job, a process set: the number that each has in the job.
+        homogeneous: Whether all hosts have the same number of processes.
     """
 
     rank: int
@@ -27,6 +28,7 @@ class Topology:
     cross_rank: int
     cross_size: int
     members: tuple[int, ...] | None = None
+    homogeneous: bool = True
 
     @property
     def where(self) -> str:
@@ -48,4 +50,5 @@ def from_hosts(rank: int, hosts: Sequence[str], members: Sequence[int] | None = 
         cross_rank=peers.index(rank),
         cross_size=len(peers),
         members=None if members is None else tuple(members),
+        homogeneous=len({list(hosts).count(host) for host in hosts}) == 1,
     )

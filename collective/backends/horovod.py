@@ -85,6 +85,7 @@ class HorovodBackend(Backend):
             local_size=mpi_ops.local_size(),
             cross_rank=mpi_ops.cross_rank(),
             cross_size=mpi_ops.cross_size(),
+            homogeneous=bool(mpi_ops.is_homogeneous()),
         )
         self._turn = threading.Lock()
 

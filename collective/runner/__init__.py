@@ -1,0 +1,1 @@
+"""The names that Horovod has in ``horovod.runner``."""

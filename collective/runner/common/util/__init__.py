@@ -1,0 +1,1 @@
+"""As Horovod has it."""
