@@ -88,6 +88,25 @@ def check(hosts: Sequence[Host]) -> None:
     _refuse(host for host in hosts if not found.get(host.name, True))
 
 
+def answering(hosts: Sequence[Host], launch_agent: str) -> tuple[Host, ...]:
+    """The hosts on which a command can be run, by ssh or the program in its place; this machine always is one.
+
+    Cost: a command on every host, all at once; at most ``SSH_SECONDS``.
+    """
+    agent = [launch_agent] if launch_agent else ["ssh", "-o", "BatchMode=yes", "--"]
+
+    def answers(host: Host) -> bool:
+        try:
+            command = [*agent, host.name, "true"]
+            return not subprocess.run(command, capture_output=True, timeout=SSH_SECONDS, check=False).returncode
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+
+    with ThreadPoolExecutor(LOOKUPS_AT_ONCE) as pool:
+        left = pool.map(lambda host: is_local(host.name) or answers(host), hosts)
+        return tuple(host for host, is_left in zip(hosts, left, strict=True) if is_left)
+
+
 def _refuse(unknown: Iterable[Host]) -> None:
     lines = [f"{host.name} ({host.where})" for host in unknown]
     if lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from collective import launched
 from collective.errors import LaunchError
 from collective.launch import dialects, environment, hostfile, library, machines
 from collective.launch.plan import Plan, place
+from collective.launch.supervisor import COMPLETION, Attempt, supervise
 from collective.settings import from_environment
 
 # What a message carries beside its segment: the MPI's own header, and a little.
@@ -53,16 +55,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mpi-args", default="", metavar="ARGS", help='for the MPI\'s launcher, as in --mpi-args="-v --tag-output"'
     )
+    parser.add_argument(
+        "--restarts",
+        default="0",
+        metavar="N",
+        help="start the job again if it fails, at most N times, on the hosts that answer",
+    )
+    parser.add_argument("--min-np", default="1", metavar="N", help="fewest processes of a restart (default: 1)")
     parser.add_argument("--verbose", action="store_true", help="print the launcher's command line, then run it")
     parser.add_argument("--dry-run", action="store_true", help="print the launcher's command line and stop")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Become the MPI's launcher, so that its exit status is ours and signals reach it; returns only after a dry run."""
+    """Become the MPI's launcher, so that its exit status is ours and signals reach it; returns only after a dry run.
+
+    With ``--restarts`` this process stays, and starts the launcher as often as it takes.
+    """
+    restarts = _whole_number("--restarts", arguments.restarts, least=0)
+    if restarts and not arguments.dry_run:
+        own = {**os.environ, **environment.assigned(arguments.variables, os.environ)}.get(COMPLETION, "")
+        return supervise(functools.partial(_attempt, arguments), restarts, own)
+    line, variables = _attempt(arguments)[:2]
+    if arguments.dry_run:
+        return 0
+    return os.execve(line.arguments[0], line.arguments, variables)  # noqa: S606  # no shell is wanted
+
+
+def _attempt(arguments: argparse.Namespace, variables: Mapping[str, str] | None = None, again: bool = False) -> Attempt:
+    """Plan one start of the job.
+
+    Args:
+        arguments: What the user asked for.
+        variables: Variables for the ranks beside the user's.
+        again: Whether hosts may have been lost: those that don't answer are left out then, and their ranks.
+    """
     asked_for = environment.assigned(arguments.variables, os.environ)
-    theirs = {**os.environ, **asked_for}
-    plan = _plan(arguments, theirs, asked_for)
+    theirs = {**os.environ, **asked_for, **(variables or {})}
+    plan = _plan(arguments, theirs, asked_for, again)
     program = plan.command[0]
     line = dialects.build(plan, library.find(program if _is_python(program) else sys.executable))
     defaults = {name: value for name, value in line.environment.items() if name not in theirs}
@@ -71,12 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
         shown = [f"{name}={value}" for name, value in defaults.items()]
         text = shlex.join(["env", *shown, *line.arguments])
         print(text, file=sys.stdout if arguments.dry_run else sys.stderr, flush=True)
-    if arguments.dry_run:
-        return 0
-    return os.execve(line.arguments[0], line.arguments, theirs | defaults)  # noqa: S606  # no shell is wanted
+    # Rank 0's word is heard where it runs here, or leaves it where the user said.
+    heard = COMPLETION in {**os.environ, **asked_for} or not plan.remote or machines.is_local(plan.hosts[0].name)
+    return Attempt(line, theirs | defaults, plan.ranks, plan.remote and heard)
 
 
-def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for: Iterable[str]) -> Plan:
+def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for: Iterable[str], again: bool) -> Plan:
     """Check what the user asked for against this machine; ``variables`` includes the user's ``-x``, ``asked_for``."""
     above = launched.detect(variables)
     if above and above.size > 1:
@@ -89,6 +119,8 @@ def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for
     ranks = _ranks(arguments.ranks)
     named = _hosts(arguments, variables)
     allocated = machines.allocated(variables)
+    if again and named:
+        ranks, named = _left(arguments, ranks, named)
     hosts = place(ranks, named, arguments.oversubscribe) if named else ()
     remote = not all(machines.is_local(host.name) for host in hosts)
     if arguments.launch_agent and not shutil.which(arguments.launch_agent):
@@ -118,6 +150,27 @@ def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for
         mpi_args=_words(arguments.mpi_args),
         as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
     )
+
+
+def _left(
+    arguments: argparse.Namespace, ranks: int, named: tuple[hostfile.Host, ...]
+) -> tuple[int, tuple[hostfile.Host, ...]]:
+    """The hosts that answer, and as many ranks as they have slots for."""
+    left = machines.answering(named, arguments.launch_agent)
+    room = ranks if arguments.oversubscribe and left else sum(host.slots for host in left)
+    fewest = _whole_number("--min-np", arguments.min_np, least=1)
+    if min(ranks, room) < fewest:
+        raise LaunchError(
+            f"the hosts that answer take at least {fewest} ranks",
+            received=", ".join(f"{host.name}:{host.slots}" for host in left) or "none answers",
+        )
+    return min(ranks, room), left
+
+
+def _whole_number(option: str, text: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise LaunchError(f"{option} takes a whole number from {least}", received=f"{option} {text}")
+    return int(text)
 
 
 def _ranks(text: str | None) -> int:
