@@ -1,17 +1,37 @@
-"""The Keras 3 front end: an optimizer that averages gradients over all ranks, and callbacks."""
+"""The Keras 3 front end: an optimizer that averages gradients over all ranks, callbacks, and operations on values."""
 
-from collective.collectives import allgather as allgather
-from collective.collectives import allreduce as allreduce
 from collective.collectives import barrier as barrier
-from collective.collectives import broadcast as broadcast
-from collective.collectives import reducescatter as reducescatter
+from collective.common.basics import gloo_enabled as gloo_enabled
+from collective.common.basics import is_homogeneous as is_homogeneous
+from collective.common.basics import mpi_enabled as mpi_enabled
+from collective.common.basics import mpi_threads_supported as mpi_threads_supported
+from collective.common.util import ccl_built as ccl_built
+from collective.common.util import cuda_built as cuda_built
+from collective.common.util import ddl_built as ddl_built
+from collective.common.util import gloo_built as gloo_built
+from collective.common.util import mpi_built as mpi_built
+from collective.common.util import nccl_built as nccl_built
+from collective.common.util import rocm_built as rocm_built
 from collective.compression import Compression as Compression
 from collective.keras import callbacks as callbacks
 from collective.keras.optimizer import DistributedOptimizer as DistributedOptimizer
+from collective.keras.optimizer import PartialDistributedOptimizer as PartialDistributedOptimizer
+from collective.keras.saving import load_model as load_model
+from collective.keras.values import allgather as allgather
+from collective.keras.values import allreduce as allreduce
+from collective.keras.values import broadcast as broadcast
+from collective.keras.values import broadcast_global_variables as broadcast_global_variables
+from collective.keras.values import reducescatter as reducescatter
 from collective.objects import allgather_object as allgather_object
 from collective.objects import broadcast_object as broadcast_object
+from collective.process_sets import ProcessSet as ProcessSet
+from collective.process_sets import global_process_set as global_process_set
+from collective.reduce_ops import Adasum as Adasum
 from collective.reduce_ops import Average as Average
 from collective.reduce_ops import Sum as Sum
+from collective.timeline import start_timeline as start_timeline
+from collective.timeline import stop_timeline as stop_timeline
+from collective.world import add_process_set as add_process_set
 from collective.world import cross_rank as cross_rank
 from collective.world import cross_size as cross_size
 from collective.world import init as init
@@ -19,5 +39,6 @@ from collective.world import is_initialized as is_initialized
 from collective.world import local_rank as local_rank
 from collective.world import local_size as local_size
 from collective.world import rank as rank
+from collective.world import remove_process_set as remove_process_set
 from collective.world import shutdown as shutdown
 from collective.world import size as size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 
 from collective import collectives, world
 from collective.errors import ArgumentError
-from collective.keras.bridge import broadcast_variables
+from collective.keras.bridge import broadcast_variables, is_variable, key_of
 from collective.reduce_ops import Sum
 
 Logs = dict[str, Any]
@@ -24,28 +24,45 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     Args:
         root_rank: The rank whose variables all get.
+        device: Of no effect: arrays are broadcast from the host's memory.
+        local_variables: A variable or several that stay each rank's own.
+
+    Raises:
+        ArgumentError: when ``local_variables`` are no variables.
     """
 
-    def __init__(self, root_rank: int = 0) -> None:
+    def __init__(self, root_rank: int, device: str = "", local_variables: Any = None) -> None:
         super().__init__()
-        self.root_rank = root_rank
-        self._done = False
+        self.root_rank, self.device = root_rank, device
+        self.broadcast_done = False
+        self._local: set[Hashable] = set()
+        if local_variables is None:
+            return
+        for variable in [local_variables] if is_variable(local_variables) else local_variables:
+            if not is_variable(variable):
+                raise ArgumentError("local_variables are variables", received=f"local_variables={local_variables!r}")
+            self.register_local_var(variable)
+
+    def register_local_var(self, var: Any) -> None:
+        """Let a variable stay this rank's own."""
+        self._local.add(key_of(var))
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Broadcast if there is something to broadcast yet."""
-        if self.model.built and not self._done:
+        if self.model.built and not self.broadcast_done:
             if not self.model.optimizer.built:
                 self.model.optimizer.build(self.model.trainable_variables)
             self._broadcast()
 
-    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+    def on_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Broadcast after the first step a model that was not built before."""
-        if not self._done:
+        if not self.broadcast_done:
             self._broadcast()
 
     def _broadcast(self) -> None:
-        broadcast_variables([*self.model.weights, *self.model.optimizer.variables], self.root_rank)
-        self._done = True
+        every = [*self.model.weights, *self.model.optimizer.variables]
+        broadcast_variables([each for each in every if key_of(each) not in self._local], self.root_rank)
+        self.broadcast_done = True
 
 
 class MetricAverageCallback(keras.callbacks.Callback):
@@ -55,16 +72,24 @@ class MetricAverageCallback(keras.callbacks.Callback):
     Rank r's training metrics weigh as much as the samples it trained on, its ``val_`` metrics as much as those it
     validated on.
 
+    Args:
+        device: Of no effect: numbers are averaged in the host's memory.
+
     Cost an epoch: one all-reduce of a few numbers.
     """
 
+    def __init__(self, device: str = "") -> None:
+        super().__init__()
+        self.device = device
+        self._training_samples: float | None = None
+
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         """Forget the last epoch's samples."""
-        self._training_samples: float | None = None
+        self._training_samples = None
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
         """Note the samples of the training before validation resets the count."""
-        if getattr(self, "_training_samples", 0.0) is None:
+        if self._training_samples is None:
             self._training_samples = self._samples()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
@@ -87,7 +112,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
 
     def _samples(self) -> float:
         """Samples since the metrics were reset: what the loss's mean was taken over; 1 where Keras keeps no such."""
-        for metric in self.model.metrics:
+        for metric in self.model.metrics if self.model else ():
             if metric.name == "loss" and hasattr(metric, "count"):
                 return float(keras.ops.convert_to_numpy(metric.count))
         return 1.0
@@ -98,7 +123,8 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
 
     Args:
         initial_lr: The learning rate that is multiplied.
-        multiplier: A number, or a function from the epoch (from 0; with a fraction where not ``staircase``) to one.
+        multiplier: A function from the epoch (from 0; with a fraction where not ``staircase``) to a number; or a number
+            that is multiplied by once an epoch: ``multiplier ** (epoch - start_epoch)``.
         start_epoch: The first epoch it acts in.
         end_epoch: The first epoch it no longer acts in; None: it acts to the end.
         staircase: Change at the start of an epoch only, otherwise before every batch.
@@ -118,11 +144,15 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
         steps_per_epoch: int | None = None,
     ) -> None:
         super().__init__()
+        if initial_lr is None:
+            raise ArgumentError("a schedule multiplies a learning rate", received="initial_lr=None")
         self.initial_lr = initial_lr
         self.start_epoch, self.end_epoch = start_epoch, end_epoch
         self.momentum_correction, self.steps_per_epoch = momentum_correction, steps_per_epoch
-        self.staircase = staircase or not callable(multiplier)
-        self.multiplier: Callable[[float], float] = multiplier if callable(multiplier) else lambda _: multiplier
+        self.staircase = staircase
+        self.multiplier: Callable[[float], float] = (
+            multiplier if callable(multiplier) else lambda epoch: multiplier ** (epoch - start_epoch)
+        )
         self._epoch = 0
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -136,36 +166,34 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
             )
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
-        """Note the epoch; set the rate if it changes by epoch."""
+        """Note the epoch."""
         self._epoch = epoch
-        if self.staircase and self._acts():
-            self._set(self.multiplier(epoch))
 
-    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        """Set the rate if it changes by batch."""
-        if not self.staircase and self._acts():
-            assert self.steps_per_epoch  # noqa: S101  # on_train_begin saw to it
-            self._set(self.multiplier(self._epoch + batch / self.steps_per_epoch))
+    def on_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Set the rate: before every batch, or before the first of an epoch."""
+        if self.start_epoch <= self._epoch and (self.end_epoch is None or self._epoch < self.end_epoch):
+            if not self.staircase:
+                assert self.steps_per_epoch  # noqa: S101  # on_train_begin saw to it
+                self._set(self.multiplier(self._epoch + batch / self.steps_per_epoch))
+            elif batch == 0:
+                self._set(self.multiplier(self._epoch))
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Log the rate as ``lr``."""
         if logs is not None:
             logs["lr"] = self._rate()
 
-    def _acts(self) -> bool:
-        return self.start_epoch <= self._epoch and (self.end_epoch is None or self._epoch < self.end_epoch)
-
     def _rate(self) -> float:
         return float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
     def _set(self, multiplier: float) -> None:
         old, new = self._rate(), self.initial_lr * multiplier
-        optimizer = self.model.optimizer
-        optimizer.learning_rate = new
-        if self.momentum_correction and old and new != old:
+        self.model.optimizer.learning_rate = new
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        if self.momentum_correction and hasattr(optimizer, "momentum") and old and new != old:
             # Keras compiles the momentum coefficient into its graph as a constant. Its product with the accumulated
             # gradient is what counts, and that is a variable.
-            for momentum in getattr(optimizer, "momentums", None) or []:
+            for momentum in getattr(optimizer, "momentums", None) or getattr(optimizer, "_momentums", None) or []:
                 momentum.assign(momentum * (new / old))
 
 
@@ -207,3 +235,38 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
         super().on_epoch_end(epoch, logs)
         if self.verbose and epoch + 1 == self.end_epoch and world.rank() == 0:
             print(f"\nEpoch {epoch + 1}: the learning rate is warmed up to {self._rate():g}.")
+
+
+class BestModel(keras.callbacks.ModelCheckpoint):
+    """Keep the best model only, in a ``filepath`` that is set after the callback is made, before training begins.
+
+    Args:
+        monitor: The log that tells what is best.
+        verbose: 1: say when a model is kept.
+        save_weights_only: Whether only its weights are kept.
+        mode: ``min``, ``max``, or ``auto``: by the log's name.
+        save_freq: ``epoch``, or a number of batches.
+    """
+
+    def __init__(self, monitor: str, verbose: int, save_weights_only: bool, mode: str, save_freq: str | int) -> None:
+        # Keras looks at the ending of the path, which isn't known yet.
+        path = "unknown.weights.h5" if save_weights_only else "unknown.keras"
+        super().__init__(path, monitor, verbose, True, save_weights_only, mode, save_freq)
+        self.filepath: Any = None
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Refuse to train without a place for the model."""
+        if self.filepath is None:
+            raise ArgumentError(
+                "the best model is kept in a file", received="filepath=None", fix="Set the callback's filepath"
+            )
+        super().on_train_begin(logs)
+
+
+class BestModelCheckpoint(BestModel):
+    """Keep the best model only, in a ``filepath`` that is set before training begins; see ``BestModel``."""
+
+    def __init__(
+        self, monitor: str = "val_loss", verbose: int = 0, mode: str = "auto", save_freq: str | int = "epoch"
+    ) -> None:
+        super().__init__(monitor, verbose, False, mode, save_freq)

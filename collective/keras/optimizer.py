@@ -1,69 +1,134 @@
-"""An optimizer that averages gradients over all ranks before it applies them."""
+"""Optimizers that average gradients over all ranks before they apply them."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 from collective.compression import Compression
 from collective.errors import ArgumentError
-from collective.keras.bridge import reduce_gradients
-from collective.reduce_ops import Average, ReduceOp, Sum
+from collective.keras.reduction import Reduction
+from collective.keras.wrapping import Optimizer, wrap
+from collective.process_sets import ProcessSet, global_process_set
+from collective.reduce_ops import Average, ReduceOp
 
-Optimizer = TypeVar("Optimizer", bound=keras.optimizers.Optimizer)
-
-
-class Averaging:
-    """What ``DistributedOptimizer`` puts in front of a Keras optimizer's class."""
-
-    reduce_op: ReduceOp = Average
-    compression: Compression = Compression.none
-
-    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
-        """Average, then apply: so clipping and loss scaling see the gradients of the whole batch."""
-        averaged = reduce_gradients(grads, self.reduce_op, self.compression)
-        return super().apply(averaged, trainable_variables)  # type: ignore[misc]
+Groups = int | Sequence[Sequence[Any]]
 
 
 def DistributedOptimizer(
-    optimizer: Optimizer, *, op: ReduceOp = Average, compression: Compression = Compression.none
+    optimizer: Optimizer,
+    name: str | None = None,  # noqa: ARG001  # Horovod names its operations
+    device_dense: str = "",  # noqa: ARG001  # arrays are reduced in the host's memory
+    device_sparse: str = "",  # noqa: ARG001  # as above
+    compression: Any = Compression.none,
+    sparse_as_dense: bool = False,
+    gradient_predivide_factor: float = 1.0,
+    op: ReduceOp = Average,
+    num_groups: int = 0,
+    groups: Groups | None = None,
+    *,
+    backward_passes_per_step: int = 1,
+    average_aggregated_gradients: bool = False,
+    process_set: ProcessSet = global_process_set,
+    scale_local_gradients: bool = True,
 ) -> Optimizer:
     """Wrap a Keras optimizer so that every step averages the gradients over all ranks.
 
     Called by all ranks, before ``model.compile``; the steps then are collective operations.
 
     Args:
-        optimizer: Any Keras 3 optimizer. It is not changed; if it is built, its state is copied.
-        op: ``Average``, or ``Sum``.
+        optimizer: Any Keras 3 optimizer. It is not changed; its state is copied.
+        name: Of no effect, as are the devices; the operations have names already.
+        device_dense: Of no effect: arrays are reduced in the host's memory.
+        device_sparse: As ``device_dense``.
         compression: How gradients travel between hosts.
+        sparse_as_dense: Make the gradients of embeddings dense instead of gathering their rows.
+        gradient_predivide_factor: What an average is divided by before the sum; the rest comes after it.
+        op: ``Average``, or ``Sum``.
+        num_groups: As a number in ``groups``, Horovod's older name for it.
+        groups: The number of operations that reduce the gradients, or lists of variables that are reduced as one
+            operation each, others one by one; None: all together, which is fastest.
+        backward_passes_per_step: Add up the gradients of so many backward passes, then reduce and apply them once.
+            Every pass counts as an iteration.
+        average_aggregated_gradients: Divide these sums by the number of passes.
+        process_set: The ranks whose gradients are reduced; on the others each step is their own.
+        scale_local_gradients: Divide the gradients of variables that were given to the optimizer's
+            ``register_local_var`` by the number of ranks, as an average over all ranks would.
 
     Returns:
         An optimizer of a class with the same name, so that a saved model loads where this library is not installed.
 
     Raises:
-        ArgumentError: when it is no Keras optimizer, is wrapped already, or ``op`` is another.
+        ArgumentError: when it is no Keras optimizer, is wrapped already, or an option is out of its range.
 
     Cost of a step per rank:
         One all-reduce of the gradients: 2(N-1)/N x bytes.
     """
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise ArgumentError(
-            "DistributedOptimizer wraps a Keras 3 optimizer",
-            received=f"optimizer={optimizer!r}",
-            fix="Pass an instance, such as keras.optimizers.Adam()",
-        )
-    if isinstance(optimizer, Averaging):
-        raise ArgumentError("an optimizer is wrapped once, or gradients are averaged twice", received=f"{optimizer!r}")
-    if op not in (Average, Sum):
-        raise ArgumentError("gradients are averaged or summed", received=f"op={op!r}", fix="Use Average or Sum")
-    base = type(optimizer)
-    # Keras writes the class's name and module into a saved model; these are the wrapped class's.
-    averaging = type(base.__name__, (Averaging, base), {"__module__": base.__module__, "__doc__": base.__doc__})
-    averaging.reduce_op, averaging.compression = op, compression  # type: ignore[attr-defined]
-    wrapped: Optimizer = averaging.from_config(optimizer.get_config())  # type: ignore[attr-defined]
-    if optimizer.built:
-        wrapped.build(optimizer._trainable_variables)
-        for variable, value in zip(wrapped.variables, optimizer.variables, strict=True):
-            variable.assign(value)
+    reduction = Reduction(
+        op,
+        compression,
+        sparse_as_dense,
+        gradient_predivide_factor,
+        groups_of(num_groups, groups),
+        process_set,
+        scale_local_gradients,
+        backward_passes_per_step,
+        average_aggregated_gradients,
+    )
+    return wrap(optimizer, reduction)
+
+
+def PartialDistributedOptimizer(
+    optimizer: Optimizer,
+    name: str | None = None,  # noqa: ARG001  # Horovod names its operations
+    device_dense: str = "",  # noqa: ARG001  # arrays are reduced in the host's memory
+    device_sparse: str = "",  # noqa: ARG001  # as above
+    compression: Any = Compression.none,
+    sparse_as_dense: bool = False,
+    gradient_predivide_factor: float = 1.0,
+    op: ReduceOp = Average,
+    backward_passes_per_step: int = 1,
+    average_aggregated_gradients: bool = False,
+    groups: Groups | None = None,
+    process_set: ProcessSet = global_process_set,
+    local_layers: keras.layers.Layer | Sequence[keras.layers.Layer] | None = None,
+    scale_local_gradients: bool = True,
+) -> Optimizer:
+    """Wrap a Keras optimizer as ``DistributedOptimizer`` does, but leave the gradients of some layers each rank's own.
+
+    Args, returns, errors, cost: As ``DistributedOptimizer``, and:
+        local_layers: A layer or several, built already; None: none.
+
+    Raises:
+        ArgumentError: when ``local_layers`` are no layers.
+    """
+    layers = [local_layers] if isinstance(local_layers, keras.layers.Layer) else list(local_layers or ())
+    if not all(isinstance(layer, keras.layers.Layer) for layer in layers):
+        raise ArgumentError("local_layers are Keras layers", received=f"local_layers={local_layers!r}")
+    wrapped = DistributedOptimizer(
+        optimizer,
+        compression=compression,
+        sparse_as_dense=sparse_as_dense,
+        gradient_predivide_factor=gradient_predivide_factor,
+        op=op,
+        groups=groups,
+        backward_passes_per_step=backward_passes_per_step,
+        average_aggregated_gradients=average_aggregated_gradients,
+        process_set=process_set,
+        scale_local_gradients=scale_local_gradients,
+    )
+    for layer in layers:
+        for variable in layer.trainable_weights:
+            wrapped.register_local_var(variable)
     return wrapped
+
+
+def groups_of(num_groups: int, groups: Groups | None) -> Groups | None:
+    """The groups, by whichever name they were given."""
+    if not num_groups:
+        return groups
+    warnings.warn("num_groups is the older name of groups: pass groups", DeprecationWarning, stacklevel=3)
+    return num_groups if groups is None else groups

@@ -129,6 +129,29 @@ def fitted_rates(callback, epochs=4, momentum=0.0):
     return rates.rates, history
 
 
+def test_variables_that_are_local_are_not_broadcast(rank, size):
+    layers = [keras.layers.Dense(3, kernel_initializer=keras.initializers.Constant(rank)) for _ in range(3)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    model.trainable = False
+    model.compile(loss="mse")
+    callback = hvd.callbacks.BroadcastGlobalVariablesCallback(size - 1, local_variables=model.layers[0].variables)
+    callback.register_local_var(model.layers[1].kernel)
+    with pytest.warns(UserWarning, match="does not have any trainable weights"):
+        model.fit(np.ones((4, 3), np.float32), np.ones((4, 3), np.float32), callbacks=[callback], verbose=0)
+    assert [float(np.mean(layer.kernel)) for layer in model.layers] == [rank, rank, size - 1]
+
+
+def test_what_is_no_local_variable_is_refused():
+    with pytest.raises(ArgumentError, match="local_variables are variables"):
+        hvd.callbacks.BroadcastGlobalVariablesCallback(0, local_variables=[1.0])
+
+
+def test_metrics_are_averaged_also_without_a_model(rank, size):
+    logs = {"loss": float(rank), "accuracy": 1.0 - rank}
+    hvd.callbacks.MetricAverageCallback().on_epoch_end(0, logs)
+    assert logs == pytest.approx({"loss": (size - 1) / 2, "accuracy": 1 - (size - 1) / 2})
+
+
 def test_warm_up_rises_from_a_rank_s_share_to_the_whole(size):
     rates, history = fitted_rates(hvd.callbacks.LearningRateWarmupCallback(0.5, warmup_epochs=2, verbose=1))
     expected = [0.5 / size * (1 + (size - 1) * step / 4) for step in (1, 2, 3, 4)] + [0.5] * 4
@@ -143,8 +166,13 @@ def test_schedule_by_epoch_and_by_batch_within_its_epochs():
         hvd.callbacks.LearningRateScheduleCallback(1.0, lambda epoch: 1 + epoch, staircase=False), 2
     )
     np.testing.assert_allclose(rates, [1, 1.5, 2, 2.5], rtol=1e-6)
-    rates, _ = fitted_rates(hvd.callbacks.LearningRateScheduleCallback(1.0, 0.25, start_epoch=1), 2)
-    np.testing.assert_allclose(rates, [0.5, 0.5, 0.25, 0.25], rtol=1e-6)
+
+
+def test_a_number_as_multiplier_is_applied_once_an_epoch():
+    rates, _ = fitted_rates(hvd.callbacks.LearningRateScheduleCallback(1.0, 0.25, start_epoch=1))
+    np.testing.assert_allclose(rates, [0.5, 0.5, 1, 1, 0.25, 0.25, 0.0625, 0.0625], rtol=1e-6)
+    rates, _ = fitted_rates(hvd.callbacks.LearningRateScheduleCallback(1.0, 0.25, staircase=False), 2)
+    np.testing.assert_allclose(rates, [1, 0.5, 0.25, 0.125], rtol=1e-6)
 
 
 def test_momentum_follows_the_learning_rate():
@@ -168,15 +196,48 @@ def test_momentum_follows_the_learning_rate():
         rate = new
 
 
+@pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, keras.optimizers.RMSprop])
+def test_momentum_is_corrected_where_the_rate_is_part_of_it(optimizer, size):
+    """RMSprop's momentum accumulates steps, Adam's accumulates gradients, whatever the rate was."""
+    options = {"momentum": 0.9} if optimizer is keras.optimizers.RMSprop else {}
+    scaled = keras.optimizers.LossScaleOptimizer(hvd.DistributedOptimizer(optimizer(1.0, **options)), 4.0)
+    model = small_model(scaled)
+    model.fit(*data(4, 1.0), verbose=0)
+    before = [np.array(momentum) for momentum in scaled.inner_optimizer._momentums]
+    callback = hvd.callbacks.LearningRateScheduleCallback(1.0, lambda epoch: 0.5)
+    callback.set_model(model)
+    callback.on_epoch_begin(0)
+    callback.on_batch_begin(0)
+    assert float(scaled.learning_rate) == 0.5
+    for momentum, old in zip(scaled.inner_optimizer._momentums, before, strict=True):
+        assert np.any(old)
+        np.testing.assert_allclose(momentum, old * (0.5 if options else 1.0), rtol=1e-6)
+
+
+def test_the_best_model_is_kept_where_the_callback_is_told(tmp_path, rank):
+    import collective.tensorflow.keras as tensorflow_hvd
+
+    checkpoints = [
+        hvd.callbacks.BestModelCheckpoint("loss", 0, "min", "epoch"),
+        tensorflow_hvd.callbacks.BestModelCheckpoint("loss", 0, True, "min", "epoch"),
+    ]
+    model = small_model(hvd.DistributedOptimizer(keras.optimizers.SGD(10.0)))  # which diverges
+    with pytest.raises(ArgumentError, match="Set the callback's filepath"):
+        model.fit(*data(4, 1.0), verbose=0, callbacks=checkpoints[:1])
+    checkpoints[0].filepath, checkpoints[1].filepath = str(tmp_path / "best.keras"), str(tmp_path / "best.weights.h5")
+    weights = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: weights.append(model.get_weights()))
+    model.fit(*data(4, 1.0), verbose=0, epochs=3, callbacks=[*checkpoints, note])
+    best = keras.models.load_model(checkpoints[0].filepath)
+    for value, first in zip(best.get_weights(), weights[0], strict=True):
+        np.testing.assert_array_equal(value, first)
+    assert np.any(weights[0][0] != weights[2][0])
+    model.load_weights(checkpoints[1].filepath)
+    np.testing.assert_array_equal(model.get_weights()[0], weights[0][0])
+
+
 def test_a_schedule_by_batch_needs_the_number_of_batches(monkeypatch):
     callback = hvd.callbacks.LearningRateScheduleCallback(0.5, lambda epoch: 1.0, staircase=False)
     callback.set_params({"steps": None})
     with pytest.raises(ArgumentError, match="Pass steps_per_epoch to LearningRateScheduleCallback"):
         callback.on_train_begin()
-
-
-def test_the_name_that_horovod_users_import_has_the_same_things():
-    import collective.tensorflow.keras as alias
-
-    for name in ("init", "rank", "DistributedOptimizer", "callbacks", "broadcast", "allreduce"):
-        assert getattr(alias, name) is getattr(hvd, name)
