@@ -57,8 +57,16 @@ class LaunchError(CollectiveError):
     """The job cannot start as asked: launcher and MPI library differ, a host file has a typo, no MPI is found."""
 
 
+class DivergenceError(CollectiveError):
+    """The ranks' replicas of a model have different values; raised on every rank alike."""
+
+
 class CheckpointError(CollectiveError):
     """A checkpoint could not be written or read; raised on every rank alike."""
+
+
+class RankError(CollectiveError):
+    """A function that was run on many ranks didn't return on all of them."""
 
 
 class TransportError(CollectiveError):
