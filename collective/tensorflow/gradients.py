@@ -1,4 +1,4 @@
-"""Average the gradients of one step over all ranks."""
+"""Reduce the gradients of one step over all ranks: what the tape and all optimizers do."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 import tensorflow as tf
 
+from collective import compression as core
 from collective import world
-from collective.compression import Compression
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp
-from collective.tensorflow.operations import allgather, grouped_allreduce
+from collective.tensorflow.compression import Compression, Compressor
+from collective.tensorflow.reductions import grouped_allreduce
 
 
 def reduce_gradients(
     gradients: Sequence[Any],
     op: ReduceOp = Average,
-    compression: Compression = Compression.none,
+    compression: type[Compressor] | core.Compression = Compression.none,
     *,
     sparse_as_dense: bool = False,
     gradient_predivide_factor: float = 1.0,
@@ -31,16 +32,19 @@ def reduce_gradients(
 
     Args:
         gradients: Tensors, ``tf.IndexedSlices`` or None.
-        op: ``Average`` or ``Sum``.
+        op: How they are reduced.
         compression: How dense gradients travel between hosts.
         sparse_as_dense: Make sparse gradients dense first.
         gradient_predivide_factor: An average is divided by this before the sum, and by the rest after it.
         groups: Lists of places in ``gradients`` that are reduced as one operation each; others are one by one. None:
             all together.
-        process_set: The ranks that take part; None: all.
+        process_set: The ranks that take part; None: all. Others, and a rank on its own, keep their gradients.
 
     Returns:
         The reduced gradients in the order given.
+
+    Raises:
+        NotImplementedError: for sparse gradients and another ``op`` than ``Average`` and ``Sum``.
 
     Cost per rank:
         2(N-1)/N x bytes of the dense gradients, (N-1) x bytes of the sparse ones.
@@ -51,25 +55,21 @@ def reduce_gradients(
     ]
     members = process_set or global_process_set
     world.backend("reduce_gradients")
-    if members.size() == 1:
+    if not members.included() or members.size() == 1:
         return reduced
     dense = {place for place, gradient in enumerate(reduced) if _is_dense(gradient)}
     divisor = gradient_predivide_factor
-    factors = {} if divisor == 1.0 else {"prescale_factor": 1.0 / divisor, "postscale_factor": divisor}
+    factors: dict[str, Any] = {} if divisor == 1.0 else {"prescale_factor": 1.0 / divisor, "postscale_factor": divisor}
+    options: dict[str, Any] = {"op": op, "compression": compression, "process_set": members}
     for number, group in enumerate(_complete(groups, dense)):
-        together = grouped_allreduce(
-            [reduced[place] for place in group],
-            op,
-            name=f"gradients.{number}" if number else "gradients",
-            compression=compression,
-            process_set=process_set,
-            **factors,
-        )
+        name = f"gradients.{number}" if number else "gradients"
+        together = grouped_allreduce([reduced[place] for place in group], name=name, **options, **factors)
         for place, gradient in zip(group, together, strict=True):
             reduced[place] = gradient
-    for place, gradient in enumerate(reduced):
-        if isinstance(gradient, tf.IndexedSlices):
-            reduced[place] = _gather_slices(gradient, op, process_set)
+    sparse = [place for place, gradient in enumerate(reduced) if isinstance(gradient, tf.IndexedSlices)]
+    gathered = grouped_allreduce([reduced[place] for place in sparse], name="gradients.sparse", **options)
+    for place, gradient in zip(sparse, gathered, strict=True):
+        reduced[place] = gradient
     return reduced
 
 
@@ -84,47 +84,3 @@ def _complete(groups: Sequence[Sequence[int]] | None, dense: set[int]) -> list[l
     grouped = {place for group in groups for place in group}
     every = [*groups, *([place] for place in sorted(dense - grouped))]
     return [kept for kept in ([place for place in group if place in dense] for group in every) if kept]
-
-
-def _gather_slices(gradient: tf.IndexedSlices, op: ReduceOp, process_set: ProcessSet | None) -> tf.IndexedSlices:
-    values = allgather(gradient.values, process_set=process_set)
-    if op is Average:
-        values = values / tf.cast((process_set or global_process_set).size(), values.dtype)
-    return tf.IndexedSlices(values, allgather(gradient.indices, process_set=process_set), gradient.dense_shape)
-
-
-class DistributedGradientTape:
-    """A ``tf.GradientTape`` whose ``gradient`` is averaged over all ranks; every other attribute is the tape's own.
-
-    Args:
-        tape: The tape that records; it may have recorded already.
-        op: ``Average`` or ``Sum``.
-        compression: How dense gradients travel between hosts.
-
-    Example::
-
-        with tf.GradientTape() as tape:
-            loss = ...
-        gradients = collective.tensorflow.DistributedGradientTape(tape).gradient(loss, model.trainable_variables)
-    """
-
-    def __init__(
-        self, tape: tf.GradientTape, op: ReduceOp = Average, compression: Compression = Compression.none
-    ) -> None:
-        self._tape, self._op, self._compression = tape, op, compression
-
-    def __enter__(self) -> DistributedGradientTape:
-        self._tape.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._tape.__exit__(*exception)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tape, name)
-
-    def gradient(self, target: Any, sources: Any, output_gradients: Any = None, **options: Any) -> Any:
-        """The gradient of ``target`` averaged over all ranks, in the structure of ``sources``; called by all ranks."""
-        gradients = self._tape.gradient(target, sources, output_gradients, **options)
-        flat = tf.nest.flatten(gradients, expand_composites=False)
-        return tf.nest.pack_sequence_as(gradients, reduce_gradients(flat, self._op, self._compression))

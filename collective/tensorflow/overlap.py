@@ -10,7 +10,6 @@ reverse order, the first ones on the wire while gradients are still computed).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +20,7 @@ from collective import grouped, handles
 from collective.compression import Compression
 from collective.engine.fusion import reversed_buckets
 from collective.reduce_ops import ReduceOp
-from collective.tensorflow.graph import call
-
-# Operations without a name of the user's get one here: the engine's thread may carry them out in any order.
-NUMBERS = itertools.count(1)
+from collective.tensorflow.graph import call, unique_name, valid_name
 
 
 def all_reduce(
@@ -34,23 +30,25 @@ def all_reduce(
 
     Cost of a step beside the bytes: an operation for each bucket.
     """
-    name = name or f"overlapped.{next(NUMBERS)}"
+    name = name or "grouped_allreduce"
+    tag = unique_name(valid_name(name))
     places = reversed_buckets([(tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in tensors])
     under_way: dict[int, handles.Handle[list[np.ndarray]]] = {}
 
     def submit(number: int) -> Callable[..., list[np.ndarray]]:
-        def run(*arrays: np.ndarray) -> list[np.ndarray]:
-            bucket = arrays[: len(places[number])]
+        def run(_: str, *arrays: np.ndarray) -> list[np.ndarray]:
+            # The engine reads them after this call, when TensorFlow may have used their memory again.
+            bucket = [array.copy() for array in arrays[: len(places[number])]]
             under_way[number] = grouped.grouped_allreduce_async(
-                bucket, op, name=f"{name}.{number}", compression=compression, **options
+                bucket, op, name=f"{tag}.{number}", compression=compression, **options
             )
             return [np.int64(number)]
 
         return run
 
-    def collect(*_: np.ndarray) -> list[np.ndarray]:
+    def collect(_: str, *turns: np.ndarray) -> list[np.ndarray]:
         results: dict[int, np.ndarray] = {}
-        reduced = handles.wait_for_all([under_way.pop(number) for number in range(len(places))])
+        reduced = handles.wait_for_all([under_way.pop(number) for number in range(len(turns))])
         for bucket, arrays in zip(places, reduced, strict=True):
             results.update(zip(bucket, arrays, strict=True))
         return [results[place] for place in range(len(tensors))]
@@ -59,6 +57,6 @@ def all_reduce(
     for number, bucket in enumerate(places):
         # The turn of the bucket before is an argument, so that the calls follow each other in every kind of graph.
         inputs = [*(tensors[place] for place in bucket), *turns[-1:]]
-        turns += call(submit(number), inputs, "grouped_allreduce", [()], [tf.int64])
-    shapes = [tensor.shape for tensor in tensors]
-    return call(collect, turns, "grouped_allreduce", shapes, [tensor.dtype for tensor in tensors])
+        turns += call(submit(number), inputs, "grouped_allreduce", [()], [tf.int64], name=f"{name}.{number}")
+    shapes, dtypes = [tensor.shape for tensor in tensors], [tensor.dtype for tensor in tensors]
+    return call(collect, turns, "grouped_allreduce", shapes, dtypes, name=name)

@@ -25,10 +25,10 @@ def test_operations_equal_those_on_arrays(dtype, mode, rank, size):
     @mode
     def all_of_them(x):
         return (
-            ctf.allreduce(x, Sum),
+            ctf.allreduce(x, op=Sum),
             ctf.allgather(x[: rank + 1]),
             ctf.broadcast(x, size - 1),
-            ctf.reducescatter(x, Sum),
+            ctf.reducescatter(x, op=Sum),
             ctf.alltoall(tf.repeat(x[:1], size, axis=0)),
             ctf.alltoall(tf.repeat(x[:1], size * 2, axis=0), [2] * size)[1],
         )
@@ -42,7 +42,7 @@ def test_operations_equal_those_on_arrays(dtype, mode, rank, size):
         collective.broadcast(array, size - 1),
         collective.reducescatter(array, Sum),
         collective.alltoall(np.repeat(array[:1], size, axis=0)),
-        np.full(size, 2),
+        np.full(size, 2, np.int32),
     )
     for result, right in zip(all_of_them(x), expected, strict=True):
         np.testing.assert_array_equal(result.numpy(), right)
@@ -60,20 +60,20 @@ def test_graph_results_keep_their_static_shapes(size):
     assert [tuple(shape) for shape in shapes] == [(None, 3)] * 4
 
 
-def test_gradients_are_those_of_the_whole(mode, rank, size):
-    """Each operation's gradient against the sum over ranks written out."""
+def test_gradients_are_those_that_horovod_defines(mode, rank, size):
+    """Each operation's gradient against what it is written out; averages where every rank has the result."""
 
     @mode
     def gradients(x, scale):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
             losses = [
-                tf.reduce_sum(scale * ctf.allreduce(x, Sum)),
-                tf.reduce_sum(scale * ctf.allreduce(x, Average)),
+                tf.reduce_sum(scale * ctf.allreduce(x, op=Sum)),
+                tf.reduce_sum(scale * ctf.allreduce(x, op=Average)),
                 tf.reduce_sum(scale * ctf.broadcast(x, 0)),
                 tf.reduce_sum(scale * ctf.allgather(x)),
-                tf.reduce_sum(scale * ctf.reducescatter(x, Sum)),
-                tf.reduce_sum(scale * ctf.reducescatter(x, Average)),
+                tf.reduce_sum(scale * ctf.reducescatter(x, op=Sum)),
+                tf.reduce_sum(scale * ctf.reducescatter(x, op=Average)),
                 tf.reduce_sum(scale * ctf.alltoall(x)),
             ]
         return [tape.gradient(loss, x) for loss in losses]
@@ -83,13 +83,14 @@ def test_gradients_are_those_of_the_whole(mode, rank, size):
     total = sum(range(1, size + 1))
     results = gradients(tf.ones([rows, 3]), tf.constant(scale))
     by_owner = np.repeat(np.arange(1.0, size + 1), 2)[:, None] * np.ones((rows, 3))
-    expected = [total, total / size, total if rank == 0 else 0, total, by_owner, by_owner / size, by_owner]
+    mean = total / size
+    expected = [total, mean, mean if rank == 0 else 0, mean, by_owner * size, by_owner, by_owner]
     for result, right in zip(results, expected, strict=True):
         np.testing.assert_allclose(result.numpy(), np.broadcast_to(right, (rows, 3)), rtol=1e-6)
-    with pytest.raises(Exception, match="the gradient of an all-reduce is defined for Average and Sum"):
+    with pytest.raises(Exception, match="the gradient of a reduction is defined for Average and Sum"):
         with tf.GradientTape() as tape:
             x = tf.Variable([1.0])
-            loss = ctf.allreduce(x, Max)
+            loss = ctf.allreduce(x, op=Max)
         tape.gradient(loss, x)
 
 
@@ -132,7 +133,7 @@ def test_operations_in_a_graph_run_in_program_order_on_every_rank(rank, size):
 
     @tf.function
     def many(x):
-        return [ctf.allreduce(x * (number + 1.0), Sum, name=f"tensor {number}") for number in range(30)]
+        return [ctf.allreduce(x * (number + 1.0), op=Sum, name=f"tensor {number}") for number in range(30)]
 
     for repetition in range(10):
         results = many(tf.fill([64 * (repetition + 1)], float(rank)))
@@ -146,7 +147,7 @@ def test_xla_is_refused_in_plain_words(rank, size):
         return ctf.allreduce(x)
 
     # AutoGraph wraps the errors of what it converts in one of its own.
-    with pytest.raises(Exception, match=r"rank \d of \d: XLA can't hold .* Pass jit_compile=False"):
+    with pytest.raises(Exception, match=r"XLA can't hold .* Pass jit_compile=False"):
         compiled(tf.ones(3))
 
 
@@ -157,9 +158,9 @@ def test_an_error_in_a_graph_tells_its_cause(rank, size):
 
     if size == 1:
         pytest.skip("takes two ranks")
-    with pytest.raises(tf.errors.OpError, match="all ranks call the same operations"):
+    with pytest.raises(tf.errors.FailedPreconditionError, match="all ranks call the same operations"):
         mismatched(tf.ones(3 + (rank == 1)))
-    assert ctf.allreduce(tf.ones(1), Sum).numpy() == [size]
+    assert ctf.allreduce(tf.ones(1), op=Sum).numpy() == [size]
 
 
 def test_tensors_sent_while_others_are_computed_are_reduced_like_those_sent_together(rank, size, same_on_all_ranks):
@@ -192,7 +193,7 @@ def test_a_bucket_that_differs_is_an_error_on_all_ranks_and_the_next_step_works(
 
         return graph()
 
-    with pytest.raises(tf.errors.OpError, match="all ranks call the same operations|same order"):
+    with pytest.raises(tf.errors.FailedPreconditionError, match="all ranks call the same operations|same order"):
         step(odd=True)
     for result in step(odd=False):
         assert (result.numpy() == size).all()
