@@ -10,10 +10,11 @@ Args, in all of them:
     tensor, tensors: This rank's values, of any strided layout; shape and dtype are the same on all ranks.
     average: Horovod's older way to say ``op``: True is Average, False is Sum.
     name: What matches the operation with the other ranks' calls; by default calls are matched in order.
-    compression: How floats travel between hosts.
-    op: ``Average`` (the default), ``Sum``, ``Min``, ``Max`` or ``Product``.
-    prescale_factor: What the tensors are multiplied with before they are reduced.
-    postscale_factor: What the results are multiplied with.
+    compression: How floats travel, one of ``Compression`` or a ``Compressor`` of the user's own.
+    op: ``Average`` (the default), ``Sum``, ``Min``, ``Max``, ``Product`` or ``Adasum``.
+    prescale_factor: What the tensors are multiplied by before they are reduced; integers are as float64.
+    postscale_factor: What the results are multiplied by.
+    process_set: The ranks that take part.
 
 Costs and errors are those of ``collective.allreduce``.
 """
@@ -25,15 +26,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from collective import collectives, grouped, handles
-from collective.compression import Compression
+from collective import collectives, grouped, handles, reduce_ops
+from collective import compression as core
+from collective.common.util import get_average_backwards_compatibility_fun
 from collective.errors import ArgumentError
+from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp, Sum
-from collective.torch.arrays import array_of, scaled, tensor_of, write_back
+from collective.torch.arrays import array_of, tensor_of, write_back
 from collective.torch.autograd import differentiable
+from collective.torch.compression import Compression, Compressor, pack
 from collective.torch.handles import Handle
 
 Tensors = Sequence[torch.Tensor]
+
+_op = handle_average_backwards_compatibility = get_average_backwards_compatibility_fun(reduce_ops)
 
 
 class Manner(NamedTuple):
@@ -43,7 +49,8 @@ class Manner(NamedTuple):
     name: str | None
     prescale: float
     postscale: float
-    compression: Compression = Compression.none
+    process_set: ProcessSet
+    wire: core.Compression = core.Compression.none
 
     def of_gradient(self) -> Manner:
         """How the gradients are reduced: as the values were, for averages and sums are linear."""
@@ -58,14 +65,15 @@ def allreduce(
     tensor: torch.Tensor,
     average: bool | None = None,
     name: str | None = None,
-    compression: Compression = Compression.none,
+    compression: type[Compressor] = Compression.none,
     op: ReduceOp | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> torch.Tensor:
     """Reduce over all ranks into a new tensor; its gradient is reduced likewise (Average and Sum)."""
-    manner = Manner(chosen_op(average, op), name, prescale_factor, postscale_factor, compression)
-    return _differentiable(_single, [tensor], manner)[0]
+    manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
+    return _compressed(_single, [tensor], manner, compression)[0]
 
 
 def allreduce_(
@@ -75,9 +83,10 @@ def allreduce_(
     op: ReduceOp | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> torch.Tensor:
     """Reduce over all ranks in place."""
-    manner = Manner(chosen_op(average, op), name, prescale_factor, postscale_factor)
+    manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
     return _reduced(_single, [tensor], manner, in_place=True)[0]
 
 
@@ -88,9 +97,10 @@ def allreduce_async(
     op: ReduceOp | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> Handle[torch.Tensor]:
     """Begin to reduce over all ranks into a new tensor."""
-    manner = Manner(chosen_op(average, op), name, prescale_factor, postscale_factor)
+    manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
     return _begun(_single, [tensor], manner, in_place=False, result=_first)
 
 
@@ -101,9 +111,10 @@ def allreduce_async_(
     op: ReduceOp | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> Handle[torch.Tensor]:
     """Begin to reduce over all ranks in place."""
-    manner = Manner(chosen_op(average, op), name, prescale_factor, postscale_factor)
+    manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
     return _begun(_single, [tensor], manner, in_place=True, result=_first)
 
 
@@ -111,14 +122,15 @@ def grouped_allreduce(
     tensors: Tensors,
     average: bool | None = None,
     name: str | None = None,
-    compression: Compression = Compression.none,
+    compression: type[Compressor] = Compression.none,
     op: ReduceOp | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> list[torch.Tensor]:
     """Reduce several tensors over all ranks into new ones; their gradients are reduced likewise."""
-    manner = Manner(chosen_op(average, op), name, prescale_factor, postscale_factor, compression)
-    return list(_differentiable(_group, tensors, manner))
+    manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
+    return _compressed(_group, tensors, manner, compression)
 
 
 def grouped_allreduce_(
@@ -128,9 +140,10 @@ def grouped_allreduce_(
     op: ReduceOp | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> list[torch.Tensor]:
     """Reduce several tensors over all ranks in place."""
-    manner = Manner(chosen_op(average, op), name, prescale_factor, postscale_factor)
+    manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
     return _reduced(_group, tensors, manner, in_place=True)
 
 
@@ -141,9 +154,10 @@ def grouped_allreduce_async(
     op: ReduceOp | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> Handle[list[torch.Tensor]]:
     """Begin to reduce several tensors over all ranks into new ones."""
-    manner = Manner(chosen_op(average, op), name, prescale_factor, postscale_factor)
+    manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
     return _begun(_group, tensors, manner, in_place=False, result=list)
 
 
@@ -154,19 +168,11 @@ def grouped_allreduce_async_(
     op: ReduceOp | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
+    process_set: ProcessSet = global_process_set,
 ) -> Handle[list[torch.Tensor]]:
     """Begin to reduce several tensors over all ranks in place."""
-    manner = Manner(chosen_op(average, op), name, prescale_factor, postscale_factor)
+    manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
     return _begun(_group, tensors, manner, in_place=True, result=list)
-
-
-def chosen_op(average: bool | None, op: ReduceOp | None) -> ReduceOp:
-    """The operation that a user names in one of Horovod's two ways."""
-    if average is not None and op is not None:
-        raise ArgumentError(
-            "an operation is named once", received=f"average={average}, op={op!r}", fix="Pass op and leave average out"
-        )
-    return op if op is not None else Sum if average is False else Average
 
 
 class _Form(NamedTuple):
@@ -179,6 +185,11 @@ class _Form(NamedTuple):
 
 _single = _Form(collectives.allreduce, collectives.allreduce_async, single=True)
 _group = _Form(grouped.grouped_allreduce, grouped.grouped_allreduce_async, single=False)
+
+
+def _compressed(form: _Form, tensors: Tensors, manner: Manner, compression: type[Compressor]) -> list[torch.Tensor]:
+    packing = pack(compression, tensors)
+    return packing.unpack(_differentiable(form, packing.tensors, manner._replace(wire=packing.wire)))
 
 
 def _differentiable(form: _Form, tensors: Tensors, manner: Manner) -> Tensors:
@@ -205,26 +216,25 @@ def _called(
     form: _Form, function: Callable[..., Any], tensors: Tensors, manner: Manner, in_place: bool
 ) -> tuple[Any, Callable[[Any], list[torch.Tensor]]]:
     """Call an operation on the tensors' arrays: what it returns, and what makes tensors of its results."""
-    targets = [array_of(tensor) for tensor in tensors] if in_place else None
-    if targets is None or manner.prescale != 1.0:
-        arrays = [array_of(scaled(tensor, manner.prescale)) for tensor in tensors]
-    else:
-        arrays = targets
+    arrays = [array_of(tensor) for tensor in tensors]
+    given: Any = arrays[0] if form.single else arrays
+    returned = function(
+        given,
+        manner.op,
+        name=manner.name,
+        out=given if in_place else None,
+        compression=manner.wire,
+        prescale_factor=manner.prescale,
+        postscale_factor=manner.postscale,
+        process_set=manner.process_set,
+    )
 
     def deliver(results: Any) -> list[torch.Tensor]:
+        if in_place:
+            return [write_back(array, tensor) for array, tensor in zip(arrays, tensors, strict=True)]
         reduced = [results] if form.single else results
-        if targets is None:
-            made = zip(reduced, tensors, strict=True)
-            return [scaled(tensor_of(array, tensor.device), manner.postscale) for array, tensor in made]
-        for array, tensor in zip(targets, tensors, strict=True):
-            if manner.postscale != 1.0:
-                tensor_of(array).copy_(scaled(tensor_of(array), manner.postscale))
-            write_back(array, tensor)
-        return list(tensors)
+        return [tensor_of(array, tensor.device) for array, tensor in zip(reduced, tensors, strict=True)]
 
-    given = arrays[0] if form.single else arrays
-    out = targets[0] if form.single and targets else targets
-    returned = function(given, manner.op, name=manner.name, out=out, compression=manner.compression)
     return returned, deliver
 
 

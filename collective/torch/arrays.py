@@ -50,12 +50,3 @@ def write_back(array: Array, tensor: torch.Tensor) -> torch.Tensor:
         # autograd doesn't see what NumPy writes: told, it refuses to use a saved value that is none any more.
         torch.autograd.graph.increment_version(tensor)
     return tensor
-
-
-def scaled(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    """A tensor times a factor, in its own dtype; itself for 1. Integers are multiplied as float64 and cut off."""
-    if factor == 1.0:
-        return tensor
-    if tensor.is_floating_point() or tensor.is_complex():
-        return tensor * factor
-    return (tensor.to(torch.float64) * factor).to(tensor.dtype)

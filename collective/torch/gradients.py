@@ -12,23 +12,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from collective import grouped, handles, world
-from collective.compression import Compression
 from collective.engine.fusion import reversed_buckets
 from collective.errors import ArgumentError
+from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp
 from collective.torch.arrays import Array, array_of, tensor_of
+from collective.torch.compression import Compression, Compressor, Packing, pack
 from collective.torch.sparse import sparse_allreduce_async
 
 Parameters = list[torch.Tensor]
 
-# Optimizers are told apart by the order in which they are wrapped, the same on all ranks.
-NUMBERS = itertools.count(1)
+# Optimizers are told apart by the order in which they are wrapped, the same on all ranks of a process set.
+NUMBERS: weakref.WeakKeyDictionary[ProcessSet, Iterator[int]] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +38,50 @@ class Options:
     """How gradients are reduced; see ``DistributedOptimizer``.
 
     Attributes:
-        op: ``Average`` or ``Sum``.
-        compression: How they travel between hosts.
+        op: ``Average`` or ``Sum``; ``Adasum`` for steps in the place of gradients.
+        compression: How they travel.
         sparse_as_dense: Whether sparse gradients are made dense before.
         groups: Parameters that are sent together between hosts; or the number of groups; 0: found by their sizes.
+        process_set: The ranks whose gradients are reduced; on the others nothing is.
     """
 
     op: ReduceOp = Average
-    compression: Compression = Compression.none
+    compression: type[Compressor] = Compression.none
     sparse_as_dense: bool = False
     groups: int | Sequence[Sequence[torch.Tensor]] = 0
+    process_set: ProcessSet = global_process_set
+
+
+class OrderError(ArgumentError, AssertionError):
+    """The steps of training were called in an order that loses gradients; an assertion fails there in Horovod."""
+
+
+class Bucket(NamedTuple):
+    """Parameters whose dense gradients travel together, and these gradients, packed."""
+
+    parameters: Parameters
+    packing: Packing
+
+    def arrays(self) -> list[Array]:
+        """The gradients, and an array that tells which of them there are."""
+        arrays = [array_of(gradient) for gradient in self.packing.tensors]
+        present = [parameter.grad is not None for parameter in self.parameters]
+        floats = bool(arrays) and self.packing.tensors[0].is_floating_point()
+        return [*arrays, np.array(present, arrays[0].dtype if floats else np.float32)]
+
+    def assign(self, reduced: Sequence[Array]) -> None:
+        """Put the reduced gradients in the place of those that there are on some rank."""
+        *arrays, present = reduced
+        tensors = [tensor_of(array, p.device) for array, p in zip(arrays, self.parameters, strict=True)]
+        gradients = self.packing.unpack(tensors)
+        for parameter, gradient, somewhere in zip(self.parameters, gradients, present.tolist(), strict=True):
+            if somewhere:
+                parameter.grad = gradient
+
+
+def next_label(what: str, process_set: ProcessSet) -> str:
+    """A name for what an optimizer reduces, the same on all ranks of the process set."""
+    return f"{what} of optimizer {next(NUMBERS.setdefault(process_set, itertools.count(1)))}"
 
 
 def overlap_pays() -> bool:
@@ -71,14 +107,15 @@ class Gradients:
         passes: int,
     ) -> None:
         self._names, self._options, self.passes = names, options, passes
-        self._label = f"gradients of optimizer {next(NUMBERS)}"
-        self._alone, self._overlaps = world.size() == 1, overlap_pays()
+        self._label = next_label("gradients", options.process_set)
+        self._alone = not options.process_set.included() or options.process_set.size() == 1
+        self._overlaps = overlap_pays()
         self._passed: dict[torch.Tensor, int] = {}  # backward passes since the last step
         self._sparse: dict[torch.Tensor, int] = {}  # sparse dimensions of what had sparse gradients
         self._buckets: list[Parameters] = []
         self._bucket_of: dict[torch.Tensor, int] = {}
         self._missing: list[int] = []  # gradients that each bucket still waits for
-        self._under_way: list[tuple[Parameters, handles.Handle[list[Array]]]] = []
+        self._under_way: list[tuple[Bucket, handles.Handle[list[Array]]]] = []
         self.watch(parameters)
 
     def watch(self, parameters: Iterable[torch.Tensor]) -> None:
@@ -106,7 +143,7 @@ class Gradients:
     def check_idle(self) -> None:
         """Refuse to let go of gradients that are counted on by other ranks."""
         if any(self._passed.values()):
-            raise ArgumentError(
+            raise OrderError(
                 "optimizer.zero_grad() is not called after loss.backward() but before optimizer.step() or "
                 "optimizer.synchronize(), for gradients may be on their way to other ranks",
                 fix="Call zero_grad() after step(), or before backward()",
@@ -129,14 +166,14 @@ class Gradients:
         if self._alone:
             return
         if self._overlaps:
-            for bucket in self._buckets[len(self._under_way) :]:
-                self._send(bucket)
+            for parameters in self._buckets[len(self._under_way) :]:
+                self._send(parameters)
         under_way, self._under_way = self._under_way, []
         self.forget()
         if self._overlaps:
             reduced = handles.wait_for_all([handle for _, handle in under_way])
-            for (dense, _), arrays in zip(under_way, reduced, strict=True):
-                _assign(dense, arrays)
+            for (bucket, _), arrays in zip(under_way, reduced, strict=True):
+                bucket.assign(arrays)
         else:
             self._reduce_together()
         self._reduce_sparse()
@@ -145,7 +182,7 @@ class Gradients:
         """Note a gradient, in the middle of backpropagation, and send the buckets that are complete by it."""
         if self._passed[parameter] >= self.passes:
             name = self._names.get(parameter, f"of shape {list(parameter.shape)}")
-            raise ArgumentError(
+            raise OrderError(
                 "gradients are computed backward_passes_per_step times before optimizer.step()",
                 received=f"one more for parameter {name}, with backward_passes_per_step={self.passes}",
                 fix="Increase backward_passes_per_step to accumulate gradients locally",
@@ -159,25 +196,34 @@ class Gradients:
         while len(self._under_way) < len(self._buckets) and not self._missing[len(self._under_way)]:
             self._send(self._buckets[len(self._under_way)])
 
-    def _send(self, bucket: Parameters) -> None:
-        dense = self._dense(bucket)
-        handle = grouped.grouped_allreduce_async(
-            self._arrays(dense),
+    def _send(self, parameters: Parameters) -> None:
+        bucket = self._bucket(parameters)
+        begun = grouped.grouped_allreduce_async(
+            bucket.arrays(),
             self._options.op,
             name=f"{self._label}, bucket {len(self._under_way)}",
-            compression=self._options.compression,
+            compression=bucket.packing.wire,
+            process_set=self._options.process_set,
         )
-        self._under_way.append((dense, handle))
+        self._under_way.append((bucket, begun))
 
     def _reduce_together(self) -> None:
         (everything,) = self._buckets or [[]]
-        dense = self._dense(everything)
-        options = self._options
+        bucket = self._bucket(everything)
         # Not in place: what comes back lies in memory that the ranks share, where it was added, and isn't copied.
-        results = grouped.grouped_allreduce(
-            self._arrays(dense), options.op, name=self._label, compression=options.compression
+        reduced = grouped.grouped_allreduce(
+            bucket.arrays(),
+            self._options.op,
+            name=self._label,
+            compression=bucket.packing.wire,
+            process_set=self._options.process_set,
         )
-        _assign(dense, results)
+        bucket.assign(reduced)
+
+    def _bucket(self, parameters: Parameters) -> Bucket:
+        dense = self._dense(parameters)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in dense]
+        return Bucket(dense, pack(self._options.compression, gradients))
 
     def _dense(self, parameters: Parameters) -> Parameters:
         """Those whose gradients are dense."""
@@ -190,12 +236,6 @@ class Gradients:
                     self._sparse[parameter] = gradient.sparse_dim()
         return [parameter for parameter in parameters if parameter not in self._sparse]
 
-    def _arrays(self, parameters: Parameters) -> list[Array]:
-        """The gradients, and an array that tells which of them there are."""
-        arrays = [array_of(torch.zeros_like(p) if p.grad is None else p.grad) for p in parameters]
-        present = [parameter.grad is not None for parameter in parameters]
-        return [*arrays, np.array(present, arrays[0].dtype if arrays else np.float32)]
-
     def _reduce_sparse(self) -> None:
         begun = []
         for number, (parameter, sparse_dimensions) in enumerate(self._sparse.items()):
@@ -205,18 +245,12 @@ class Gradients:
                 places = torch.empty(sparse_dimensions, 0, dtype=torch.int64)
                 gradient = torch.sparse_coo_tensor(places, entries, parameter.shape, check_invariants=False)
             name = self._names.get(parameter, str(number))
-            begun.append(sparse_allreduce_async(gradient, f"{self._label}, {name}", self._options.op))
+            label = f"{self._label}, {name}"
+            begun.append(sparse_allreduce_async(gradient, label, self._options.op, self._options.process_set))
         for parameter, handle in zip(self._sparse, begun, strict=True):
             reduced = handle.wait()
             if parameter.grad is not None or reduced._nnz():
                 parameter.grad = reduced
-
-
-def _assign(parameters: Parameters, results: list[Array]) -> None:
-    *arrays, present = results
-    for parameter, array, somewhere in zip(parameters, arrays, present.tolist(), strict=True):
-        if somewhere:
-            parameter.grad = tensor_of(array, parameter.device)
 
 
 def _cut(parameters: Parameters, groups: int | Sequence[Sequence[torch.Tensor]]) -> list[Parameters]:

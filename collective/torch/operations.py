@@ -1,9 +1,9 @@
 """All-gather, broadcast, reduce-scatter and all-to-all of tensors, as Horovod's users call them.
 
-All are called by all ranks, in the same order or with a name. ``..._async`` forms return at once: a handle for
-``synchronize``; until then the tensors are not to be touched. The other forms are differentiable, ``broadcast_`` apart:
-a gradient is that of the sum of all ranks' losses. Arguments, costs and errors are those of ``collective``'s
-operations on arrays.
+All are called by all ranks of the process set, in the same order or with a name. ``..._async`` forms return at once: a
+handle for ``synchronize``; until then the tensors are not to be touched. The other forms are differentiable,
+``broadcast_`` apart; their gradients are those of Horovod, which users' learning rates go by. Arguments, costs and
+errors are those of ``collective``'s operations on arrays.
 """
 
 from __future__ import annotations
@@ -14,184 +14,293 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from collective import collectives, world
-from collective.compression import Compression
+from collective import collectives, grouped, world
+from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp, Sum
-from collective.torch.allreduce import allreduce
-from collective.torch.arrays import Array, array_of, scaled, tensor_of, write_back
+from collective.torch.allreduce import allreduce, grouped_allreduce
+from collective.torch.arrays import Array, array_of, tensor_of, write_back
 from collective.torch.autograd import differentiable
+from collective.torch.compression import Compression, Compressor, pack
 from collective.torch.handles import Handle
 
 Splits: TypeAlias = Sequence[int] | torch.Tensor
+Tensors: TypeAlias = Sequence[torch.Tensor]
 
 
-def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
-    """Concatenate the ranks' tensors along axis 0, in rank order; they may differ in their number of rows."""
+def allgather(
+    tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> torch.Tensor:
+    """Concatenate the ranks' tensors along axis 0, in rank order; they may differ in their number of rows.
 
-    def gradient(upstream: torch.Tensor) -> list[torch.Tensor]:
-        rows = collectives.allgather(np.array([len(tensor)]), name=name and f"{name}.rows")
-        start = int(rows[: world.rank()].sum())
-        total = allreduce(upstream, op=Sum, name=name and f"{name}.gradient")
-        return [total[start : start + len(tensor)]]
+    The gradient of a rank's rows is the average of what all ranks have for them.
+    """
 
-    def run(values: torch.Tensor) -> list[torch.Tensor]:
-        return [tensor_of(collectives.allgather(array_of(values), name=name), values.device)]
+    def run(values: torch.Tensor) -> Tensors:
+        return _like([values], [collectives.allgather(array_of(values), name=name, process_set=process_set)])
 
-    return differentiable(run, gradient, [tensor])[0]
+    return gathered(run, [tensor], name, process_set)[0]
 
 
-def allgather_async(tensor: torch.Tensor, name: str | None = None) -> Handle[torch.Tensor]:
+def allgather_async(
+    tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Handle[torch.Tensor]:
     """Begin ``allgather``."""
-    return Handle(collectives.allgather_async(array_of(tensor), name=name), _made(tensor.device))
+    begun = collectives.allgather_async(array_of(tensor), name=name, process_set=process_set)
+    return Handle(begun, _made(tensor.device))
 
 
-def grouped_allgather(tensors: Sequence[torch.Tensor], name: str | None = None) -> list[torch.Tensor]:
-    """Gather several tensors."""
-    return [allgather(tensor, one) for tensor, one in zip(tensors, _names(tensors, name), strict=True)]
+def grouped_allgather(
+    tensors: Tensors, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> list[torch.Tensor]:
+    """Gather several tensors; all are under way at once."""
+
+    def run(*values: torch.Tensor) -> Tensors:
+        return _like(values, grouped.grouped_allgather(_arrays(values), name=name, process_set=process_set))
+
+    return list(gathered(run, tensors, name, process_set))
 
 
-def grouped_allgather_async(tensors: Sequence[torch.Tensor], name: str | None = None) -> Handle[list[torch.Tensor]]:
+def grouped_allgather_async(
+    tensors: Tensors, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Handle[list[torch.Tensor]]:
     """Begin ``grouped_allgather``."""
-    return Handle([allgather_async(t, one) for t, one in zip(tensors, _names(tensors, name), strict=True)], list)
+    return _all([allgather_async(t, one, process_set) for t, one in _named(tensors, name)])
 
 
-def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
-    """Give all ranks the tensor of rank ``root_rank``."""
+def gathered(
+    run: Callable[..., Tensors], tensors: Tensors, name: str | None, process_set: ProcessSet, op: ReduceOp = Average
+) -> Tensors:
+    """Make an all-gather differentiable; what the ranks have for the same rows is joined by ``op``."""
 
-    def gradient(upstream: torch.Tensor) -> list[torch.Tensor]:
-        total = allreduce(upstream, op=Sum, name=name and f"{name}.gradient")
-        return [total if world.rank() == root_rank else torch.zeros_like(total)]
+    def gradient(*upstream: torch.Tensor) -> Tensors:
+        own = [len(tensor) for tensor in tensors]
+        rows = collectives.allgather(np.array([own]), name=name and f"{name}.rows", process_set=process_set)
+        starts = rows[: process_set.rank()].sum(0).tolist()
+        label = name and f"{name}.gradient"
+        joined = grouped_allreduce(upstream, name=label, op=op, process_set=process_set)
+        return [every[start : start + count] for every, start, count in zip(joined, starts, own, strict=True)]
 
-    def run(values: torch.Tensor) -> list[torch.Tensor]:
-        return [tensor_of(collectives.broadcast(array_of(values), root_rank, name=name), values.device)]
+    return differentiable(run, gradient, tensors)
+
+
+def broadcast(
+    tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> torch.Tensor:
+    """Give all ranks the tensor of rank ``root_rank``, its number in the job; the average of gradients goes back."""
+
+    def gradient(upstream: torch.Tensor) -> Tensors:
+        average = allreduce(upstream, name=name and f"{name}.gradient", process_set=process_set)
+        return [average if world.rank() == root_rank else torch.zeros_like(average)]
+
+    def run(values: torch.Tensor) -> Tensors:
+        result = collectives.broadcast(array_of(values), root_rank, name=name, process_set=process_set)
+        return _like([values], [result])
 
     return differentiable(run, gradient, [tensor])[0]
 
 
-def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
+def broadcast_(
+    tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> torch.Tensor:
     """Overwrite a tensor with that of rank ``root_rank``."""
     array = array_of(tensor)
-    collectives.broadcast(array, root_rank, name=name, out=array)
+    collectives.broadcast(array, root_rank, name=name, out=array, process_set=process_set)
     return write_back(array, tensor)
 
 
-def broadcast_async(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> Handle[torch.Tensor]:
+def broadcast_async(
+    tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Handle[torch.Tensor]:
     """Begin ``broadcast``."""
-    return Handle(collectives.broadcast_async(array_of(tensor), root_rank, name=name), _made(tensor.device))
+    begun = collectives.broadcast_async(array_of(tensor), root_rank, name=name, process_set=process_set)
+    return Handle(begun, _made(tensor.device))
 
 
-def broadcast_async_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> Handle[torch.Tensor]:
+def broadcast_async_(
+    tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
+) -> Handle[torch.Tensor]:
     """Begin ``broadcast_``."""
     array = array_of(tensor)
-    begun = collectives.broadcast_async(array, root_rank, name=name, out=array)
+    begun = collectives.broadcast_async(array, root_rank, name=name, out=array, process_set=process_set)
     return Handle(begun, lambda _: write_back(array, tensor))
 
 
 def reducescatter(
     tensor: torch.Tensor,
     name: str | None = None,
-    compression: Compression = Compression.none,  # noqa: ARG001  # Horovod's signature; nothing is compressed here yet
+    compression: type[Compressor] = Compression.none,
     op: ReduceOp = Average,
+    process_set: ProcessSet = global_process_set,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> torch.Tensor:
-    """Reduce over all ranks and keep this rank's part of axis 0; the first ranks have one row more if need be."""
+    """Reduce over all ranks and keep this rank's part of axis 0; the first ranks have one row more if need be.
+
+    A rank's gradient goes back to all ranks: as it is for Average, times their number for Sum.
+    """
+
+    def run(values: torch.Tensor) -> Tensors:
+        rows = collectives.reducescatter(
+            array_of(values),
+            op,
+            name=name,
+            prescale_factor=prescale_factor,
+            postscale_factor=postscale_factor,
+            process_set=process_set,
+        )
+        return _like([values], [rows])
+
+    packing = pack(compression, [tensor])
     factor = prescale_factor * postscale_factor
-
-    def gradient(upstream: torch.Tensor) -> list[torch.Tensor]:
-        gathered = allgather(upstream, name and f"{name}.gradient")
-        return [scaled(gathered, factor / world.size() if op is Average else factor)]
-
-    def run(values: torch.Tensor) -> list[torch.Tensor]:
-        rows = collectives.reducescatter(array_of(scaled(values, prescale_factor)), op, name=name)
-        return [scaled(tensor_of(rows, values.device), postscale_factor)]
-
-    return differentiable(run, gradient, [tensor])[0]
+    return packing.unpack(_scattered(run, packing.tensors, name, op, process_set, factor))[0]
 
 
 def reducescatter_async(
     tensor: torch.Tensor,
     name: str | None = None,
     op: ReduceOp = Average,
+    process_set: ProcessSet = global_process_set,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> Handle[torch.Tensor]:
     """Begin ``reducescatter``."""
-    begun = collectives.reducescatter_async(array_of(scaled(tensor, prescale_factor)), op, name=name)
-    made = _made(tensor.device)
-    return Handle(begun, lambda rows: scaled(made(rows), postscale_factor))
+    begun = collectives.reducescatter_async(
+        array_of(tensor),
+        op,
+        name=name,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        process_set=process_set,
+    )
+    return Handle(begun, _made(tensor.device))
 
 
 def grouped_reducescatter(
-    tensors: Sequence[torch.Tensor],
+    tensors: Tensors,
     name: str | None = None,
-    compression: Compression = Compression.none,
+    compression: type[Compressor] = Compression.none,
     op: ReduceOp = Average,
+    process_set: ProcessSet = global_process_set,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> list[torch.Tensor]:
-    """Reduce and scatter several tensors."""
-    return [
-        reducescatter(tensor, one, compression, op, prescale_factor, postscale_factor)
-        for tensor, one in zip(tensors, _names(tensors, name), strict=True)
-    ]
+    """Reduce and scatter several tensors; all are under way at once."""
+
+    def run(*values: torch.Tensor) -> Tensors:
+        rows = grouped.grouped_reducescatter(
+            _arrays(values),
+            op,
+            name=name,
+            prescale_factor=prescale_factor,
+            postscale_factor=postscale_factor,
+            process_set=process_set,
+        )
+        return _like(values, rows)
+
+    packing = pack(compression, tensors)
+    factor = prescale_factor * postscale_factor
+    return packing.unpack(_scattered(run, packing.tensors, name, op, process_set, factor))
 
 
 def grouped_reducescatter_async(
-    tensors: Sequence[torch.Tensor],
+    tensors: Tensors,
     name: str | None = None,
     op: ReduceOp = Average,
+    process_set: ProcessSet = global_process_set,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> Handle[list[torch.Tensor]]:
     """Begin ``grouped_reducescatter``."""
-    begun = [
-        reducescatter_async(tensor, one, op, prescale_factor, postscale_factor)
-        for tensor, one in zip(tensors, _names(tensors, name), strict=True)
-    ]
-    return Handle(begun, list)
+    rest = (op, process_set, prescale_factor, postscale_factor)
+    return _all([reducescatter_async(tensor, one, *rest) for tensor, one in _named(tensors, name)])
+
+
+def _scattered(
+    run: Callable[..., Tensors],
+    tensors: Tensors,
+    name: str | None,
+    op: ReduceOp,
+    process_set: ProcessSet,
+    factor: float,
+) -> Tensors:
+    """Make a reduce-scatter differentiable."""
+
+    def gradient(*upstream: torch.Tensor) -> Tensors:
+        times = factor * (process_set.size() or 1) if op is Sum else factor
+        return grouped_allgather([one * times for one in upstream], name and f"{name}.gradient", process_set)
+
+    return differentiable(run, gradient, tensors)
 
 
 def alltoall(
-    tensor: torch.Tensor, splits: Splits | None = None, name: str | None = None
+    tensor: torch.Tensor,
+    splits: Splits | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Send rows of axis 0 to every rank; with ``splits`` also returns how many rows came from each rank, int64[N]."""
-    counts = _counts(splits)
-    received_counts: list[Array] = []
+    """Send rows of axis 0 to every rank; with ``splits`` also returns how many rows came from each rank, int[N].
 
-    def gradient(upstream: torch.Tensor) -> list[torch.Tensor]:
+    The gradient of a row comes back from where it went.
+    """
+    counts: list[Array] = []
+
+    def gradient(upstream: torch.Tensor) -> Tensors:
         # The rows go back where they came from: as many to each rank as came from it.
-        back = alltoall(upstream, received_counts[0].tolist() if received_counts else None, name and f"{name}.gradient")
-        return [back[0] if isinstance(back, tuple) else back]
+        return [alltoall(upstream, counts[0].tolist(), name and f"{name}.gradient", process_set)[0]]
 
-    def run(values: torch.Tensor) -> list[torch.Tensor]:
-        received = collectives.alltoall(array_of(values), counts, name=name)
-        if isinstance(received, tuple):
-            received_counts.append(received[1])
-            received = received[0]
-        return [tensor_of(received, values.device)]
+    def run(values: torch.Tensor) -> Tensors:
+        rows = _counts(splits, values, process_set)
+        received, received_counts = collectives.alltoall(array_of(values), rows, name=name, process_set=process_set)
+        counts.append(received_counts)
+        return _like([values], [received])
 
-    rows = differentiable(run, gradient, [tensor])[0]
-    return (rows, tensor_of(received_counts[0])) if received_counts else rows
+    (result,) = differentiable(run, gradient, [tensor])
+    return result if splits is None else (result, _counts_like(splits, counts[0]))
 
 
-def alltoall_async(tensor: torch.Tensor, splits: Splits | None = None, name: str | None = None) -> Handle[Any]:
-    """Begin ``alltoall``."""
-    made = _made(tensor.device)
+def alltoall_async(
+    tensor: torch.Tensor,
+    splits: Splits | None = None,
+    name: str | None = None,
+    process_set: ProcessSet = global_process_set,
+) -> Handle[tuple[torch.Tensor, torch.Tensor]]:
+    """Begin ``alltoall``; the result has the numbers of rows with it, also without ``splits``."""
+    made, rows = _made(tensor.device), _counts(splits, tensor, process_set)
+    begun = collectives.alltoall_async(array_of(tensor), rows, name=name, process_set=process_set)
+    return Handle(begun, lambda received: (made(received[0]), _counts_like(splits, received[1])))
 
-    def deliver(received: Any) -> Any:
-        return (made(received[0]), tensor_of(received[1])) if isinstance(received, tuple) else made(received)
 
-    return Handle(collectives.alltoall_async(array_of(tensor), _counts(splits), name=name), deliver)
+def _counts(splits: Splits | None, tensor: torch.Tensor, process_set: ProcessSet) -> Sequence[int] | Array | None:
+    """How many rows go to each rank; None, which is refused: they don't divide evenly."""
+    if splits is not None:
+        return array_of(splits) if isinstance(splits, torch.Tensor) else splits
+    size = process_set.size()
+    if not size or tensor.dim() == 0 or len(tensor) % size:
+        return None
+    return [len(tensor) // size] * size
 
 
-def _counts(splits: Splits | None) -> Sequence[int] | Array | None:
-    return array_of(splits) if isinstance(splits, torch.Tensor) else splits
+def _counts_like(splits: Splits | None, counts: Array) -> torch.Tensor:
+    if isinstance(splits, torch.Tensor):
+        return tensor_of(counts).to(splits)
+    return tensor_of(counts).to(torch.int32)
+
+
+def _arrays(tensors: Tensors) -> list[Array]:
+    return [array_of(tensor) for tensor in tensors]
+
+
+def _like(tensors: Tensors, arrays: Sequence[Array]) -> Tensors:
+    return [tensor_of(array, tensor.device) for array, tensor in zip(arrays, tensors, strict=True)]
 
 
 def _made(device: torch.device) -> Callable[[Array], torch.Tensor]:
     return lambda array: tensor_of(array, device)
 
 
-def _names(tensors: Sequence[torch.Tensor], name: str | None) -> list[str | None]:
-    return [name and f"{name}.{number}" for number in range(len(tensors))]
+def _named(tensors: Tensors, name: str | None) -> list[tuple[torch.Tensor, str | None]]:
+    return [(tensor, name and f"{name}.{number}") for number, tensor in enumerate(tensors)]
+
+
+def _all(begun: list[Handle[Any]]) -> Handle[list[Any]]:
+    return Handle(begun, list)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from collective import world
-from collective.compression import Compression
 from collective.errors import ArgumentError
-from collective.reduce_ops import Average, ReduceOp, Sum
+from collective.process_sets import ProcessSet, global_process_set
+from collective.reduce_ops import Adasum, Average, ReduceOp, Sum
+from collective.torch.compression import Compression, Compressor, pack
+from collective.torch.delta import Stepping
 from collective.torch.gradients import Gradients, Options
 
 
@@ -23,6 +25,15 @@ class Averaging:
     _gradients: Gradients
     _skips = False
     _synchronized = False
+
+    def start(self, options: Options, passes: int, names: Mapping[torch.Tensor, str]) -> None:
+        """Begin with a wrapped optimizer; called by all ranks."""
+        self._gradients = Gradients(_parameters(self), names, options, passes)
+
+    @property
+    def backward_passes_per_step(self) -> int:
+        """How many backward passes add up in one step."""
+        return self._gradients.passes
 
     def synchronize(self) -> None:
         """Wait until the gradients are averaged, to do something with them before ``step``; called by all ranks.
@@ -103,13 +114,14 @@ Averaging.step.hooked = True  # type: ignore[attr-defined]
 def DistributedOptimizer(
     optimizer: torch.optim.Optimizer,
     named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
-    compression: Compression = Compression.none,
+    compression: type[Compressor] = Compression.none,
     backward_passes_per_step: int = 1,
     op: ReduceOp = Average,
     gradient_predivide_factor: float = 1.0,
     num_groups: int = 0,
     groups: int | Sequence[Sequence[torch.Tensor]] | None = None,
     sparse_as_dense: bool = False,
+    process_set: ProcessSet = global_process_set,
 ) -> Any:
     """Wrap a PyTorch optimizer so that every step averages the gradients over all ranks.
 
@@ -121,15 +133,16 @@ def DistributedOptimizer(
         optimizer: Any optimizer of PyTorch's interface. The result shares its state and parameter groups: use the
             result in its place.
         named_parameters: ``model.named_parameters()``, for the names in errors; all of the optimizer's, or None.
-        compression: How gradients travel between hosts.
+        compression: How gradients travel, one of ``Compression`` or a ``Compressor`` of the user's own.
         backward_passes_per_step: Backward passes whose gradients add up before they are averaged; they are not divided
             by it.
-        op: ``Average``, or ``Sum``.
+        op: ``Average``, or ``Sum``; or ``Adasum``: every rank takes a step of its own, and these steps are joined.
         gradient_predivide_factor: Horovod's way to keep sums from overflowing. Averages here can't, so it has nothing
             to do; as there it goes with ``Average`` only.
         num_groups: Horovod's older way to say ``groups``.
         groups: Which parameters travel together between hosts, or in how many groups; None: chosen by size.
         sparse_as_dense: Average sparse gradients as dense ones; else every rank gets the entries of all.
+        process_set: The ranks whose gradients are averaged; on the others the optimizer steps alone.
 
     Returns:
         An optimizer of a class with the same name, with ``synchronize``, ``skip_synchronize`` and
@@ -141,16 +154,30 @@ def DistributedOptimizer(
     Cost of a step per rank:
         One all-reduce of the gradients: 2(N-1)/N x bytes.
     """
-    _check(optimizer, op, gradient_predivide_factor)
+    _check(optimizer, op, gradient_predivide_factor, process_set)
+    pack(compression, [])
     passes = _checked_passes(backward_passes_per_step)
     names = _checked_names(optimizer, named_parameters)
-    options = Options(op, compression, sparse_as_dense, _checked_groups(num_groups if groups is None else groups))
+    options = Options(
+        op, compression, sparse_as_dense, _checked_groups(num_groups if groups is None else groups), process_set
+    )
+    # Alone there is nothing to join, and a step is a step.
+    if op is Adasum and process_set.size() != 1:
+        wrapped = _wrapped(optimizer, Stepping)
+        wrapped.start(options, passes)
+    else:
+        wrapped = _wrapped(optimizer, Averaging)
+        wrapped.start(options, passes, names)
+    return wrapped
+
+
+def _wrapped(optimizer: torch.optim.Optimizer, front: type) -> Any:
+    """An optimizer with the methods of ``front`` before its own; both share their state."""
     base = type(optimizer)
-    averaging = type(base.__name__, (Averaging, base), {"__module__": base.__module__, "__doc__": base.__doc__})
-    wrapped: Any = object.__new__(averaging)
+    kind = type(base.__name__, (front, base), {"__module__": base.__module__, "__doc__": base.__doc__})
+    wrapped: Any = object.__new__(kind)
     # All but what a learning rate scheduler may have put over the class's own step.
     vars(wrapped).update({name: value for name, value in vars(optimizer).items() if name != "step"})
-    wrapped._gradients = Gradients(_parameters(wrapped), names, options, passes)
     return wrapped
 
 
@@ -158,7 +185,7 @@ def _parameters(optimizer: Any) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _check(optimizer: Any, op: ReduceOp, predivide: float) -> None:
+def _check(optimizer: Any, op: ReduceOp, predivide: float, process_set: ProcessSet) -> None:
     world.backend("DistributedOptimizer")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ArgumentError(
@@ -166,12 +193,20 @@ def _check(optimizer: Any, op: ReduceOp, predivide: float) -> None:
             received=f"optimizer={optimizer!r}",
             fix="Pass an instance, such as torch.optim.Adam(model.parameters())",
         )
-    if isinstance(optimizer, Averaging):
+    if isinstance(optimizer, (Averaging, Stepping)):
         raise ArgumentError(
             "an optimizer is wrapped once, or gradients are averaged twice", received=type(optimizer).__name__
         )
-    if op not in (Average, Sum):
-        raise ArgumentError("gradients are averaged or summed", received=f"op={op!r}", fix="Use Average or Sum")
+    if op not in (Average, Sum, Adasum):
+        raise ArgumentError(
+            "gradients are averaged or summed, or steps joined", received=f"op={op!r}", fix="Use Average, Sum or Adasum"
+        )
+    if process_set.process_set_id is None:
+        raise ArgumentError(
+            "a process set is registered before it is used",
+            received=f"process_set={process_set}",
+            fix="Call add_process_set on all ranks",
+        )
     if predivide != 1.0 and op is not Average:
         raise ArgumentError(
             "gradient_predivide_factor goes with op=Average",

@@ -23,7 +23,7 @@ def broadcast_parameters(
 
     Args:
         params: ``model.state_dict()``, which includes buffers, ``model.named_parameters()`` or ``model.parameters()``;
-            the same on all ranks.
+            of the same names on all ranks, or in the same order.
         root_rank: The rank whose values all get.
 
     Raises:
@@ -33,7 +33,7 @@ def broadcast_parameters(
     Cost:
         Each rank but the root receives the bytes once, in few messages.
     """
-    entries = params.items() if isinstance(params, Mapping) else params
+    entries = sorted(params.items()) if isinstance(params, Mapping) else params
     values = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
     values = [value for value in values if value is not None]  # such as a buffer that isn't used
     others = sorted({type(value).__name__ for value in values if not isinstance(value, torch.Tensor)})
@@ -55,7 +55,8 @@ def broadcast_optimizer_state(
 ) -> None:
     """Give all ranks' optimizers the state of rank ``root_rank``: moments, step counts, learning rates and all.
 
-    Called by all ranks. A rank whose optimizer has no state yet, as one that has just started, gets it all the same.
+    Called by all ranks. A rank whose optimizer has no state yet, as one that has just started, gets it all the same;
+    its parameters have gradients of zeros then, as they have with Horovod, which takes a step for that.
 
     Args:
         optimizer: The same kind over the same parameters on all ranks, wrapped or not.
@@ -82,6 +83,10 @@ def broadcast_optimizer_state(
         state = [_made(values, tensors, like.device) for values, like in zip(state, parameters, strict=True)]
         groups = [_made(values, tensors, group[0].device) for values, group in zip(groups, members, strict=True)]
     _broadcast(tensors, root_rank, "tensors of the optimizer state")
+    if not optimizer.state:
+        for parameter in parameters:
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
     if world.rank() != root_rank:
         for parameter, values in zip(parameters, state, strict=True):
             optimizer.state.pop(parameter, None)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from collective import world
+from collective import collectives, world
 from collective.errors import ArgumentError
-from collective.torch.operations import allgather
+from collective.process_sets import global_process_set
+from collective.reduce_ops import Sum
+from collective.torch.arrays import array_of, tensor_of
+from collective.torch.operations import gathered
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -79,7 +82,7 @@ def _statistics(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float
     else:  # sums of nothing: zeros that autograd knows, so that this rank takes part in the backward pass
         variance, mean = own.sum(1), own.sum(1)
     mine = torch.cat([mean, variance, mean.new_tensor([float(count)])])
-    everyone = allgather(mine[None])
+    (everyone,) = gathered(_rows_of_all, [mine[None]], None, global_process_set, Sum)
     counts = everyone[:, -1:].detach()
     total = counts.sum()
     if total < 2:
@@ -93,3 +96,7 @@ def _statistics(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float
     mean = (means * counts).sum(0) / total
     variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
     return mean, variance, float(total)
+
+
+def _rows_of_all(mine: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor_of(collectives.allgather(array_of(mine)), mine.device)]

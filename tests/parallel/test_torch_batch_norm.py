@@ -4,6 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+torch.set_num_threads(1)
+
 import collective.torch as hvd
 from collective.errors import ArgumentError
 

@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+torch.set_num_threads(1)
+
 from torch.nn import functional
 
 import collective.torch as hvd
@@ -144,7 +146,7 @@ def test_a_mixture_of_dtypes_is_averaged(way, size):
 @pytest.mark.parametrize("options", [{"op": Sum}, {"gradient_predivide_factor": 2.0}, {"compression": "fp16"}], ids=str)
 def test_options_of_the_reduction(options, way, size):
     if "compression" in options:
-        options = {"compression": hvd.Compression[options["compression"]]}
+        options = {"compression": getattr(hvd.Compression, options["compression"])}
     network = model(1)
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(network.parameters(), 1.0), **options)
     step_by_hand(network, optimizer)
@@ -409,7 +411,7 @@ NAMED = list(model(1).named_parameters())
 REFUSED = {
     "no optimizer": (lambda: hvd.DistributedOptimizer(torch.nn.Linear(1, 1)), "wraps a PyTorch optimizer"),
     "twice": (lambda: hvd.DistributedOptimizer(wrap()), "averaged twice"),
-    "op": (lambda: wrap(op=Max), "averaged or summed"),
+    "op": (lambda: wrap(op=Max), "averaged or summed, or steps joined"),
     "predivide": (lambda: wrap(op=Sum, gradient_predivide_factor=2.0), "goes with op=Average"),
     "passes": (lambda: wrap(backward_passes_per_step=0), "at least 1"),
     "no pairs": (lambda: wrap(named_parameters=[torch.ones(1)]), "sequence of tuples"),

@@ -1,0 +1,66 @@
+"""Horovod's module of this name: the operations on tensors, and the job."""
+
+from collective.common.basics import HorovodBasics
+from collective.common.basics import gloo_enabled as gloo_enabled
+from collective.common.basics import is_homogeneous as is_homogeneous
+from collective.common.basics import mpi_enabled as mpi_enabled
+from collective.common.basics import mpi_threads_supported as mpi_threads_supported
+from collective.common.exceptions import HorovodInternalError as HorovodInternalError
+from collective.common.util import ccl_built as ccl_built
+from collective.common.util import cuda_built as cuda_built
+from collective.common.util import ddl_built as ddl_built
+from collective.common.util import gloo_built as gloo_built
+from collective.common.util import mpi_built as mpi_built
+from collective.common.util import nccl_built as nccl_built
+from collective.common.util import rocm_built as rocm_built
+from collective.process_sets import ProcessSet as ProcessSet
+from collective.process_sets import global_process_set as global_process_set
+from collective.reduce_ops import Adasum as Adasum
+from collective.reduce_ops import Average as Average
+from collective.reduce_ops import Max as Max
+from collective.reduce_ops import Min as Min
+from collective.reduce_ops import Product as Product
+from collective.reduce_ops import Sum as Sum
+from collective.timeline import start_timeline as start_timeline
+from collective.timeline import stop_timeline as stop_timeline
+from collective.torch.allreduce import allreduce as allreduce
+from collective.torch.allreduce import allreduce_ as allreduce_
+from collective.torch.allreduce import allreduce_async as allreduce_async
+from collective.torch.allreduce import allreduce_async_ as allreduce_async_
+from collective.torch.allreduce import grouped_allreduce as grouped_allreduce
+from collective.torch.allreduce import grouped_allreduce_ as grouped_allreduce_
+from collective.torch.allreduce import grouped_allreduce_async as grouped_allreduce_async
+from collective.torch.allreduce import grouped_allreduce_async_ as grouped_allreduce_async_
+from collective.torch.allreduce import handle_average_backwards_compatibility as handle_average_backwards_compatibility
+from collective.torch.handles import poll as poll
+from collective.torch.handles import synchronize as synchronize
+from collective.torch.operations import allgather as allgather
+from collective.torch.operations import allgather_async as allgather_async
+from collective.torch.operations import alltoall as alltoall
+from collective.torch.operations import alltoall_async as alltoall_async
+from collective.torch.operations import broadcast as broadcast
+from collective.torch.operations import broadcast_ as broadcast_
+from collective.torch.operations import broadcast_async as broadcast_async
+from collective.torch.operations import broadcast_async_ as broadcast_async_
+from collective.torch.operations import grouped_allgather as grouped_allgather
+from collective.torch.operations import grouped_allgather_async as grouped_allgather_async
+from collective.torch.operations import grouped_reducescatter as grouped_reducescatter
+from collective.torch.operations import grouped_reducescatter_async as grouped_reducescatter_async
+from collective.torch.operations import reducescatter as reducescatter
+from collective.torch.operations import reducescatter_async as reducescatter_async
+from collective.torch.sparse import sparse_allreduce_async as sparse_allreduce_async
+from collective.torch.waiting import barrier as barrier
+from collective.torch.waiting import join as join
+from collective.world import add_process_set as add_process_set
+from collective.world import cross_rank as cross_rank
+from collective.world import cross_size as cross_size
+from collective.world import init as init
+from collective.world import is_initialized as is_initialized
+from collective.world import local_rank as local_rank
+from collective.world import local_size as local_size
+from collective.world import rank as rank
+from collective.world import remove_process_set as remove_process_set
+from collective.world import shutdown as shutdown
+from collective.world import size as size
+
+_basics = HorovodBasics()
