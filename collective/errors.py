@@ -61,6 +61,10 @@ class DivergenceError(CollectiveError):
     """The ranks' replicas of a model have different values; raised on every rank alike."""
 
 
+class NonFiniteError(CollectiveError):
+    """A reduced value is infinite or not a number; raised on every rank alike, and the next operation works."""
+
+
 class CheckpointError(CollectiveError):
     """A checkpoint could not be written or read; raised on every rank alike."""
 

@@ -38,6 +38,7 @@ class Settings:
         stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.
         timeout_seconds: Seconds after which such a wait is an error that ends the job; 0: never.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
+        check_finite: 1: an all-reduce whose result is infinite or not a number is an error, which names the ranks.
         completion_file: A file that rank 0 makes once all ranks have come to their end, for who supervises the job.
         timeline: Where rank 0 writes what every operation waited for; empty or ``DYNAMIC``: when it is told to.
         timeline_mark_cycles: 1: also when the ranks compare what they call.
@@ -51,6 +52,7 @@ class Settings:
     stall_seconds: float = 60.0
     timeout_seconds: float = 1800.0
     log_level: str = "warning"
+    check_finite: int = 0
     completion_file: str = ""
     timeline: str = ""
     timeline_mark_cycles: int = 0

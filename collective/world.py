@@ -16,7 +16,14 @@ import numpy as np
 from collective import crash, launched, log, settings, timeline
 from collective.backends.base import Backend
 from collective.backends.solo import SoloBackend
-from collective.errors import ArgumentError, CollectiveError, LaunchError, MismatchError, NotInitializedError
+from collective.errors import (
+    ArgumentError,
+    CollectiveError,
+    LaunchError,
+    MismatchError,
+    NotInitializedError,
+    SettingError,
+)
 from collective.process_sets import ProcessSet, global_process_set
 from collective.topology import Topology
 
@@ -301,6 +308,12 @@ def _start_backend(
         return SoloBackend()
     # Imported here because either needs a library that the other user may not have.
     if name == "horovod":
+        if chosen.check_finite:
+            raise SettingError(
+                "only the mpi backend looks whether values are finite",
+                received="COLLECTIVE_CHECK_FINITE=1 with the horovod backend",
+                fix="Unset one of COLLECTIVE_CHECK_FINITE and COLLECTIVE_BACKEND",
+            )
         from collective.backends.horovod import HorovodBackend
 
         return HorovodBackend()

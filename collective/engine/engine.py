@@ -22,7 +22,7 @@ from collective.engine.matching import BUSY, agree
 from collective.engine.negotiation import Outcome, negotiate
 from collective.engine.operation import Operation
 from collective.engine.recorded import Recorded
-from collective.errors import ArgumentError, MismatchError
+from collective.errors import ArgumentError, MismatchError, NonFiniteError
 from collective.transport.base import Request, Transport
 from collective.transport.patience import Patience
 
@@ -61,7 +61,7 @@ class Engine:
         count_threads: Callable[[], int] = count_threads,
     ) -> None:
         self._transport, self._patience = transport, patience
-        self._stand_in, self._where, self._count_threads = stand_in, where, count_threads
+        self._stand_in, self.where, self._count_threads = stand_in, where, count_threads
         self._joined: frozenset[int] = frozenset()
         self._turn = threading.Lock()  # held by the thread that carries out
         self._pending: dict[str, Operation] = {}  # the oldest first
@@ -93,7 +93,7 @@ class Engine:
                 differ = True
             self._add(operation)
             self._work(operation, differ)
-        except ArgumentError:  # a name that is pending already; nothing has begun
+        except (ArgumentError, NonFiniteError):  # a name that is pending already; values that all ranks refuse alike
             raise
         except BaseException as error:
             self._lost = self._lost or error
@@ -174,7 +174,10 @@ class Engine:
         busy = self._propose(operation)
         if busy >= 0:
             self._last = operation.name
-            self._end(self._last, operation.run(bool(busy)))
+            try:
+                self._end(self._last, operation.run(bool(busy)))
+            except NonFiniteError as error:
+                self._end(self._last, error=error)
         return busy >= 0
 
     def _next(self) -> Operation:
@@ -247,4 +250,4 @@ class Engine:
             self._news += change > 0
 
     def _mismatch(self, texts: Sequence[str], operation: Operation) -> MismatchError:
-        return mismatch(texts, operation.label, self._where, self._transport.members)
+        return mismatch(texts, operation.label, self.where, self._transport.members)

@@ -10,6 +10,7 @@ import numpy as np
 
 from collective.algorithms import choice, pairwise
 from collective.algorithms.segments import even_bounds
+from collective.engine import finite
 from collective.engine.calls import Call, kinds
 from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
@@ -35,7 +36,7 @@ class AllReduce(Operation):
         note: What else has to be the same on all ranks.
     """
 
-    __slots__ = ("_arrays", "_transport", "_ways", "shows")
+    __slots__ = ("_arrays", "_check", "_transport", "_ways", "shows")
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class AllReduce(Operation):
         super().__init__(engine, plan.call, name)
         self._arrays, self._ways, self.shows = arrays, plan.ways, plan.shows
         self._transport = planner.resources.transport
+        self._check = planner.resources.settings.check_finite
 
     def publish(self) -> bool:
         """See ``Operation``; what is reduced later is shown later."""
@@ -60,6 +62,13 @@ class AllReduce(Operation):
 
     def run(self, busy: bool) -> Sequence[np.ndarray]:
         """See ``Operation``."""
+        results = self._reduce(busy)
+        if self._check:
+            given = None if self.call.in_place else self._arrays
+            finite.require(self._transport, self.label, given, results, self._engine.where)
+        return results
+
+    def _reduce(self, busy: bool) -> Sequence[np.ndarray]:
         if len(self._ways) == 1:
             return self._ways[0][0].run(self._arrays, busy)
         results = list(self._arrays)
