@@ -32,10 +32,10 @@ from collective.common.util import get_average_backwards_compatibility_fun
 from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp, Sum
-from collective.torch.arrays import array_of, tensor_of, write_back
+from collective.torch.arrays import Array, array_of, tensor_of, write_back
 from collective.torch.autograd import differentiable
 from collective.torch.compression import Compression, Compressor, pack
-from collective.torch.handles import Handle
+from collective.torch.handles import Handle, begin
 
 Tensors = Sequence[torch.Tensor]
 
@@ -59,6 +59,16 @@ class Manner(NamedTuple):
                 "the gradient of an all-reduce is defined for Average and Sum", received=f"op={self.op!r}"
             )
         return self._replace(name=self.name and f"{self.name}.gradient")
+
+    def options(self) -> dict[str, Any]:
+        """The same as arguments of an operation on arrays, but for ``op``."""
+        return {
+            "name": self.name,
+            "prescale_factor": self.prescale,
+            "postscale_factor": self.postscale,
+            "process_set": self.process_set,
+            "compression": self.wire,
+        }
 
 
 def allreduce(
@@ -201,41 +211,32 @@ def _differentiable(form: _Form, tensors: Tensors, manner: Manner) -> Tensors:
 
 
 def _reduced(form: _Form, tensors: Tensors, manner: Manner, in_place: bool) -> list[torch.Tensor]:
-    results, deliver = _called(form, form.now, tensors, manner, in_place)
-    return deliver(results)
+    arrays = [array_of(tensor) for tensor in tensors]
+    values: Any = arrays[0] if form.single else arrays
+    results = form.now(values, manner.op, **manner.options(), out=values if in_place else None)
+    return _delivered(form, results, arrays, tensors, in_place)
 
 
 def _begun(
     form: _Form, tensors: Tensors, manner: Manner, in_place: bool, result: Callable[[list[torch.Tensor]], Any]
 ) -> Handle[Any]:
-    handle, deliver = _called(form, form.begin, tensors, manner, in_place)
-    return Handle(handle, lambda results: result(deliver(results)))
-
-
-def _called(
-    form: _Form, function: Callable[..., Any], tensors: Tensors, manner: Manner, in_place: bool
-) -> tuple[Any, Callable[[Any], list[torch.Tensor]]]:
-    """Call an operation on the tensors' arrays: what it returns, and what makes tensors of its results."""
     arrays = [array_of(tensor) for tensor in tensors]
-    given: Any = arrays[0] if form.single else arrays
-    returned = function(
-        given,
-        manner.op,
-        name=manner.name,
-        out=given if in_place else None,
-        compression=manner.wire,
-        prescale_factor=manner.prescale,
-        postscale_factor=manner.postscale,
-        process_set=manner.process_set,
-    )
+    values: Any = arrays[0] if form.single else arrays
 
-    def deliver(results: Any) -> list[torch.Tensor]:
-        if in_place:
-            return [write_back(array, tensor) for array, tensor in zip(arrays, tensors, strict=True)]
-        reduced = [results] if form.single else results
-        return [tensor_of(array, tensor.device) for array, tensor in zip(reduced, tensors, strict=True)]
+    def deliver(results: Any) -> Any:
+        return result(_delivered(form, results, arrays, tensors, in_place))
 
-    return returned, deliver
+    return begin(form.begin, deliver, values, manner.op, **manner.options(), out=values if in_place else None)
+
+
+def _delivered(
+    form: _Form, results: Any, arrays: Sequence[Array], tensors: Tensors, in_place: bool
+) -> list[torch.Tensor]:
+    """The results as tensors; in place they are in the arrays, which are those of the tensors."""
+    if in_place:
+        return [write_back(array, tensor) for array, tensor in zip(arrays, tensors, strict=True)]
+    reduced = [results] if form.single else results
+    return [tensor_of(array, tensor.device) for array, tensor in zip(reduced, tensors, strict=True)]
 
 
 def _first(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from collective.torch.allreduce import allreduce, grouped_allreduce
 from collective.torch.arrays import Array, array_of, tensor_of, write_back
 from collective.torch.autograd import differentiable
 from collective.torch.compression import Compression, Compressor, pack
-from collective.torch.handles import Handle
+from collective.torch.handles import Handle, begin
 
 Splits: TypeAlias = Sequence[int] | torch.Tensor
 Tensors: TypeAlias = Sequence[torch.Tensor]
@@ -45,8 +45,8 @@ def allgather_async(
     tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle[torch.Tensor]:
     """Begin ``allgather``."""
-    begun = collectives.allgather_async(array_of(tensor), name=name, process_set=process_set)
-    return Handle(begun, _made(tensor.device))
+    made = _made(tensor.device)
+    return begin(collectives.allgather_async, made, array_of(tensor), name=name, process_set=process_set)
 
 
 def grouped_allgather(
@@ -112,8 +112,8 @@ def broadcast_async(
     tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle[torch.Tensor]:
     """Begin ``broadcast``."""
-    begun = collectives.broadcast_async(array_of(tensor), root_rank, name=name, process_set=process_set)
-    return Handle(begun, _made(tensor.device))
+    array, made = array_of(tensor), _made(tensor.device)
+    return begin(collectives.broadcast_async, made, array, root_rank, name=name, process_set=process_set)
 
 
 def broadcast_async_(
@@ -121,8 +121,11 @@ def broadcast_async_(
 ) -> Handle[torch.Tensor]:
     """Begin ``broadcast_``."""
     array = array_of(tensor)
-    begun = collectives.broadcast_async(array, root_rank, name=name, out=array, process_set=process_set)
-    return Handle(begun, lambda _: write_back(array, tensor))
+
+    def deliver(_: Array) -> torch.Tensor:
+        return write_back(array, tensor)
+
+    return begin(collectives.broadcast_async, deliver, array, root_rank, name=name, out=array, process_set=process_set)
 
 
 def reducescatter(
@@ -164,7 +167,9 @@ def reducescatter_async(
     postscale_factor: float = 1.0,
 ) -> Handle[torch.Tensor]:
     """Begin ``reducescatter``."""
-    begun = collectives.reducescatter_async(
+    return begin(
+        collectives.reducescatter_async,
+        _made(tensor.device),
         array_of(tensor),
         op,
         name=name,
@@ -172,7 +177,6 @@ def reducescatter_async(
         postscale_factor=postscale_factor,
         process_set=process_set,
     )
-    return Handle(begun, _made(tensor.device))
 
 
 def grouped_reducescatter(
@@ -266,8 +270,11 @@ def alltoall_async(
 ) -> Handle[tuple[torch.Tensor, torch.Tensor]]:
     """Begin ``alltoall``; the result has the numbers of rows with it, also without ``splits``."""
     made, rows = _made(tensor.device), _counts(splits, tensor, process_set)
-    begun = collectives.alltoall_async(array_of(tensor), rows, name=name, process_set=process_set)
-    return Handle(begun, lambda received: (made(received[0]), _counts_like(splits, received[1])))
+
+    def deliver(received: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return made(received[0]), _counts_like(splits, received[1])
+
+    return begin(collectives.alltoall_async, deliver, array_of(tensor), rows, name=name, process_set=process_set)
 
 
 def _counts(splits: Splits | None, tensor: torch.Tensor, process_set: ProcessSet) -> Sequence[int] | Array | None:

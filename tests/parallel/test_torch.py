@@ -289,6 +289,33 @@ def test_other_things_than_tensors_are_refused():
         hvd.allreduce_([1.0, 2.0])
 
 
+UNLIKE = {
+    "dtypes": lambda r: hvd.allreduce(torch.ones(3).to([torch.float32, torch.int32][r])),
+    "dimensions": lambda r: hvd.allreduce(torch.ones([3, 1][: 1 + r])),
+    "operations": lambda r: hvd.allreduce(torch.ones(3), op=[Sum, Max][r]),
+    "factors before": lambda r: hvd.allreduce(torch.ones(3), prescale_factor=2.0 + r),
+    "factors after": lambda r: hvd.allreduce(torch.ones(3), postscale_factor=2.0 + r),
+    "numbers of tensors": lambda r: hvd.grouped_allreduce([torch.ones(3)] * (1 + r)),
+    "rows": lambda r: hvd.allgather(torch.ones(3, 1 + r)),
+    "dtypes gathered": lambda r: hvd.allgather(torch.ones(3).to([torch.float32, torch.int32][r])),
+    "roots": lambda r: hvd.broadcast(torch.ones(3), r),
+    "shapes sent": lambda r: hvd.broadcast(torch.ones(3 + r), 0),
+    "dtypes sent": lambda r: hvd.broadcast_(torch.ones(3).to([torch.float32, torch.int32][r]), 0),
+    "rows exchanged": lambda r: hvd.alltoall(torch.ones(hvd.size(), 1 + r)),
+    "shapes scattered": lambda r: hvd.reducescatter(torch.ones(3, 1 + r)),
+    "factors scattered": lambda r: hvd.grouped_reducescatter([torch.ones(3)], prescale_factor=2.0 + r),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_ranks_that_call_unlike_get_an_error_that_horovods_users_catch(case, rank, size):
+    if size == 1:
+        pytest.skip("takes two ranks")
+    with pytest.raises(hvd.HorovodInternalError):
+        UNLIKE[case](rank % 2)
+    assert hvd.allreduce(torch.ones(3), op=Sum).tolist() == [size] * 3
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_ranks_that_differ_all_get_the_same_error(asynchronous, rank, size):
     if size == 1:
@@ -373,6 +400,25 @@ def test_a_name_in_flight_is_refused(begin, rank, size):
     for handle in handles:
         hvd.synchronize(handle)
     assert hvd.allreduce(torch.ones(1), op=Sum).item() == size
+
+
+def test_a_name_that_nobody_asked_for_is_in_flight_for_a_while(monkeypatch, size):
+    """Also when the operation was faster than the second call; asking for the result ends it."""
+    x = torch.ones(2)
+    monkeypatch.setattr(hvd.handles, "LEAST_SECONDS", 3600.0)
+    handle = hvd.allreduce_async_(x, name="again", op=Sum)
+    with pytest.raises(ValueError, match="'again' while that name is in flight"):
+        hvd.allreduce_async(x, name="again")
+    hvd.synchronize(handle)
+    handle = hvd.allreduce_async(x, name="again", op=Sum)
+    while not hvd.poll(handle):
+        pass
+    hvd.allreduce_async(x, name="again", op=Sum)
+    monkeypatch.setattr(hvd.handles, "LEAST_SECONDS", 0.0)
+    hvd.barrier()
+    while hvd.handles._in_flight:
+        hvd.handles._forget_what_is_over()
+    assert hvd.synchronize(hvd.allreduce_async(x, name="again", op=Sum)).tolist() == [size**2] * 2
 
 
 def test_join_waits_for_the_last_rank(rank, size):

@@ -6,6 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+torch.set_num_threads(1)
+
 import collective.torch as hvd
 from collective.errors import ArgumentError, MismatchError
 
@@ -79,6 +81,70 @@ MAKERS = {
     "Adagrad": lambda p: torch.optim.Adagrad(p, 0.1),
     "LBFGS": lambda p: torch.optim.LBFGS(p),
 }
+
+
+# All that PyTorch has, but for those that take special parameters and LBFGS, which is above.
+EVERY = [
+    kind
+    for _, kind in sorted(vars(torch.optim).items())
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if kind.__name__ not in ("Optimizer", "SparseAdam", "Muon", "LBFGS")
+]
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_every_optimizer_trains_and_goes_on_from_the_roots_state(kind, rank, size, same_on_all_ranks):
+    """Each rank uses another part of the model, with other options; then all go on from a checkpoint of rank 0."""
+    first, second = (torch.nn.Linear(3, 2) for _ in range(2))
+    network = torch.nn.ModuleList([first, second])
+    hvd.broadcast_parameters(network.state_dict(), root_rank=0)
+    optimizer = kind(network.parameters(), lr=0.1 if rank == 0 else 0.2)
+    optimizer = hvd.DistributedOptimizer(optimizer, network.named_parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        (first if rank == 0 else second)(torch.full((2, 3), rank + 1.0)).square().sum().backward()
+        optimizer.step()
+        hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+        hvd.broadcast_parameters(network.state_dict(), root_rank=0)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    root = hvd.broadcast_object(flat(optimizer.state_dict()), 0)
+    assert flat(optimizer.state_dict()) == root
+    optimizer.zero_grad()
+    network[0](torch.ones(2, 3) * rank).square().sum().backward()
+    optimizer.step()
+    same_on_all_ranks(state_of(network).numpy())
+
+
+def test_a_fresh_optimizer_has_gradients_of_zeros_after_the_broadcast(rank, size):
+    """As Horovod leaves them; a parameter that isn't trained has none."""
+
+    class Chosen(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places = torch.nn.Parameter(torch.tensor([1, 3], dtype=torch.int32), requires_grad=False)
+            self.weights = torch.nn.Parameter(torch.rand(4))
+
+    network = Chosen()
+    optimizer = torch.optim.SGD(network.parameters(), 0.001, momentum=0.9, nesterov=True, weight_decay=1e-6)
+    optimizer = hvd.DistributedOptimizer(optimizer, network.named_parameters())
+    hvd.broadcast_parameters(network.state_dict(), root_rank=0)
+    before = network.weights.detach().clone()
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    assert network.places.grad is None
+    assert torch.equal(network.weights.grad, torch.zeros(4))
+    assert torch.equal(network.weights, before)
+    optimizer.zero_grad()
+    (network.weights[network.places.long()] * (rank + 1)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(network.weights.grad, torch.tensor([0.0, 1.0, 0.0, 1.0]) * (size + 1) / 2)
+
+
+def test_parameters_are_told_apart_by_name_not_by_order(rank):
+    pairs = [("a", torch.full((2,), rank + 1.0)), ("b", torch.full((2,), rank + 10.0))]
+    parameters = dict(pairs[::-1] if rank % 2 else pairs)
+    hvd.broadcast_parameters(parameters, root_rank=0)
+    assert parameters["a"].tolist() == [1.0, 1.0]
+    assert parameters["b"].tolist() == [10.0, 10.0]
 
 
 def flat(value):
