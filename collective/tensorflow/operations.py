@@ -176,7 +176,11 @@ def broadcast(
     def forward(value: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
         def backward(upstream: tf.Tensor) -> tf.Tensor:
             average = allreduce_tensor(upstream, _of_gradient(name), Average, process_set=process_set, **scope)
-            return average if world.rank() == root_rank else tf.zeros_like(average)
+            if world.rank() == root_rank:
+                return average
+            # A session leaves out what nothing depends on, and then the root would wait for this rank.
+            with tf.control_dependencies([average]):
+                return tf.zeros_like(upstream)
 
         return call(send, [value], "broadcast", [value.shape], name=name, **scope)[0], backward
 
