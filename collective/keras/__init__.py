@@ -12,7 +12,6 @@ from collective.common.util import gloo_built as gloo_built
 from collective.common.util import mpi_built as mpi_built
 from collective.common.util import nccl_built as nccl_built
 from collective.common.util import rocm_built as rocm_built
-from collective.compression import Compression as Compression
 from collective.keras import callbacks as callbacks
 from collective.keras.optimizer import DistributedOptimizer as DistributedOptimizer
 from collective.keras.optimizer import PartialDistributedOptimizer as PartialDistributedOptimizer
@@ -20,7 +19,6 @@ from collective.keras.saving import load_model as load_model
 from collective.keras.values import allgather as allgather
 from collective.keras.values import allreduce as allreduce
 from collective.keras.values import broadcast as broadcast
-from collective.keras.values import broadcast_global_variables as broadcast_global_variables
 from collective.keras.values import reducescatter as reducescatter
 from collective.objects import allgather_object as allgather_object
 from collective.objects import broadcast_object as broadcast_object
@@ -29,6 +27,8 @@ from collective.process_sets import global_process_set as global_process_set
 from collective.reduce_ops import Adasum as Adasum
 from collective.reduce_ops import Average as Average
 from collective.reduce_ops import Sum as Sum
+from collective.tensorflow import Compression as Compression
+from collective.tensorflow import broadcast_global_variables as broadcast_global_variables
 from collective.timeline import start_timeline as start_timeline
 from collective.timeline import stop_timeline as stop_timeline
 from collective.world import add_process_set as add_process_set

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -30,7 +30,7 @@ class Accumulator:
         self._reduction = reduction
         with bridge.outside_graphs():
             self.counter = keras.Variable(0, dtype="int32", trainable=False, name="backward_passes")
-        self._sums: dict[Hashable, keras.Variable] = {}
+        self._sums: dict[int, tuple[Any, keras.Variable]] = {}
 
     def add(self, gradients: Sequence[Any], variables: Sequence[Any], reduce: Reduce) -> list[Any]:
         """Add the gradients of a pass; after the last one, reduce the sums and begin anew.
@@ -50,7 +50,7 @@ class Accumulator:
         self.counter.assign_add(1)
 
         def flush() -> list[Any]:
-            reduced = reduce([keras.ops.convert_to_tensor(total) for total in sums], chosen)
+            reduced = reduce([bridge.value_of(total) for total in sums], chosen)
             self.counter.assign(0)
             for total in sums:
                 total.assign(keras.ops.zeros_like(total))
@@ -58,7 +58,7 @@ class Accumulator:
             return [bridge.divided(gradient, divisor) if divisor > 1 else gradient for gradient in reduced]
 
         last = keras.ops.greater_equal(self.counter, self._reduction.passes)
-        values = keras.ops.cond(last, flush, lambda: [keras.ops.convert_to_tensor(total) for total in sums])
+        values = keras.ops.cond(last, flush, lambda: [bridge.value_of(total) for total in sums])
         for place, value in zip(places, values, strict=True):
             result[place] = value
         return result
@@ -79,10 +79,10 @@ class Accumulator:
         return bridge.dense(gradient)
 
     def _sum_for(self, variable: Any) -> keras.Variable:
-        key = bridge.key_of(variable)
+        key = bridge.key(variable)
         if key not in self._sums:
             with bridge.outside_graphs():
-                self._sums[key] = keras.Variable(
-                    keras.ops.zeros(variable.shape, variable.dtype), dtype=variable.dtype, trainable=False
-                )
-        return self._sums[key]
+                zeros = keras.ops.zeros(variable.shape, variable.dtype)
+                # The variable is kept, or another could get its key.
+                self._sums[key] = variable, keras.Variable(zeros, dtype=variable.dtype, trainable=False)
+        return self._sums[key][1]

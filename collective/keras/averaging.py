@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -34,7 +34,7 @@ class Averaging:
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._agg_helper = Accumulator(self.reduction) if self.reduction.passes > 1 else None
-        self._local: frozenset[Hashable] = frozenset()
+        self._local = self.reduction.local_variables()
         self._reduced: tuple[Any, ...] = ()
         self._is_inside = False
 
@@ -50,7 +50,7 @@ class Averaging:
 
     def register_local_var(self, var: Any) -> None:
         """Let the gradients of a variable stay this rank's own."""
-        self._local |= {bridge.key_of(var)}
+        self._local.register(var)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Reduce the gradients, unless ``compute_gradients`` has, and apply them; called by all ranks."""
@@ -136,7 +136,7 @@ class Averaging:
 
     def _reduce(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         def reduce(some: Sequence[Any], of: Sequence[Any]) -> list[Any]:
-            return self.reduction.reduce(some, of, self._local)
+            return self._local.reduce_others(some, of, self.reduction.reduce)
 
         reduced = (
             self._agg_helper.add(gradients, variables, reduce) if self._agg_helper else reduce(gradients, variables)

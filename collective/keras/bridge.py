@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 
 from collective.errors import ArgumentError
-from collective.reduce_ops import ReduceOp
 
 if keras.backend.backend() != "tensorflow":
     raise ArgumentError(
@@ -20,18 +19,15 @@ if keras.backend.backend() != "tensorflow":
 
 import tensorflow as tf
 
-from collective import tensorflow
-from collective.tensorflow.gradients import reduce_gradients as tensorflow_reduce_gradients
-
-
-def reduce_gradients(gradients: Sequence[Any], op: ReduceOp, compression: Any, **options: Any) -> list[Any]:
-    """Reduce a step's gradients over all ranks; None stays None."""
-    return tensorflow_reduce_gradients(gradients, op, compression, **options)
-
-
-def broadcast_variables(variables: Sequence[Any], root_rank: int) -> None:
-    """Overwrite variables with those of rank ``root_rank``."""
-    tensorflow.broadcast_variables(variables, root_rank)
+from collective.tensorflow import Compression as Compression
+from collective.tensorflow import broadcast_variables as broadcast_variables
+from collective.tensorflow.gradients import reduce_gradients as reduce_gradients
+from collective.tensorflow.groups import Groups as Groups
+from collective.tensorflow.groups import checked_groups as checked_groups
+from collective.tensorflow.groups import places as places
+from collective.tensorflow.local_sources import LocalSources as LocalSources
+from collective.tensorflow.local_sources import divided as divided
+from collective.tensorflow.local_sources import key as key
 
 
 def gradients_of(loss: Any, variables: Sequence[Any], upstream: Any, tape: Any) -> list[Any]:
@@ -50,11 +46,6 @@ def flat(variables: Any) -> list[Any]:
     return list(tf.nest.flatten(variables))
 
 
-def key_of(variable: Any) -> Hashable:
-    """What tells a variable, of Keras's or of TensorFlow's, from others."""
-    return (variable.value if isinstance(variable, keras.Variable) else variable).ref()
-
-
 def is_variable(something: Any) -> bool:
     """Whether it is a variable, of Keras's or of TensorFlow's."""
     return isinstance(something, (keras.Variable, tf.Variable))
@@ -70,11 +61,9 @@ def dense(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient)
 
 
-def divided(gradient: Any, divisor: int) -> Any:
-    """A gradient divided by a number; None stays None."""
-    if is_sparse(gradient):
-        return tf.IndexedSlices(gradient.values / divisor, gradient.indices, gradient.dense_shape)
-    return None if gradient is None else gradient / divisor
+def value_of(variable: keras.Variable) -> Any:
+    """What a variable holds now, whatever becomes of it."""
+    return tf.identity(variable.value)
 
 
 def outside_graphs() -> AbstractContextManager[Any]:

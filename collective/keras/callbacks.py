@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 
 from collective import collectives, world
 from collective.errors import ArgumentError
-from collective.keras.bridge import broadcast_variables, is_variable, key_of
+from collective.keras.bridge import broadcast_variables, is_variable, key
 from collective.reduce_ops import Sum
 
 Logs = dict[str, Any]
@@ -35,7 +35,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         super().__init__()
         self.root_rank, self.device = root_rank, device
         self.broadcast_done = False
-        self._local: set[Hashable] = set()
+        self._local: dict[int, Any] = {}
         if local_variables is None:
             return
         for variable in [local_variables] if is_variable(local_variables) else local_variables:
@@ -45,7 +45,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def register_local_var(self, var: Any) -> None:
         """Let a variable stay this rank's own."""
-        self._local.add(key_of(var))
+        self._local[key(var)] = var  # kept, or another could get its key
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Broadcast if there is something to broadcast yet."""
@@ -61,7 +61,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def _broadcast(self) -> None:
         every = [*self.model.weights, *self.model.optimizer.variables]
-        broadcast_variables([each for each in every if key_of(each) not in self._local], self.root_rank)
+        broadcast_variables([each for each in every if key(each) not in self._local], self.root_rank)
         self.broadcast_done = True
 
 

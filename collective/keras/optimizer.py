@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from collective.compression import Compression
 from collective.errors import ArgumentError
+from collective.keras.bridge import Groups, checked_groups
 from collective.keras.reduction import Reduction
 from collective.keras.wrapping import Optimizer, wrap
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp
-
-Groups = int | Sequence[Sequence[Any]]
+from collective.tensorflow import Compression
 
 
 def DistributedOptimizer(
@@ -28,7 +26,7 @@ def DistributedOptimizer(
     gradient_predivide_factor: float = 1.0,
     op: ReduceOp = Average,
     num_groups: int = 0,
-    groups: Groups | None = None,
+    groups: Groups = None,
     *,
     backward_passes_per_step: int = 1,
     average_aggregated_gradients: bool = False,
@@ -72,7 +70,7 @@ def DistributedOptimizer(
         compression,
         sparse_as_dense,
         gradient_predivide_factor,
-        groups_of(num_groups, groups),
+        checked_groups(groups, num_groups),
         process_set,
         scale_local_gradients,
         backward_passes_per_step,
@@ -92,7 +90,7 @@ def PartialDistributedOptimizer(
     op: ReduceOp = Average,
     backward_passes_per_step: int = 1,
     average_aggregated_gradients: bool = False,
-    groups: Groups | None = None,
+    groups: Groups = None,
     process_set: ProcessSet = global_process_set,
     local_layers: keras.layers.Layer | Sequence[keras.layers.Layer] | None = None,
     scale_local_gradients: bool = True,
@@ -124,11 +122,3 @@ def PartialDistributedOptimizer(
         for variable in layer.trainable_weights:
             wrapped.register_local_var(variable)
     return wrapped
-
-
-def groups_of(num_groups: int, groups: Groups | None) -> Groups | None:
-    """The groups, by whichever name they were given."""
-    if not num_groups:
-        return groups
-    warnings.warn("num_groups is the older name of groups: pass groups", DeprecationWarning, stacklevel=3)
-    return num_groups if groups is None else groups

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Hashable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from typing import Any
 
-from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.keras import bridge
 from collective.process_sets import ProcessSet, global_process_set
@@ -32,10 +29,10 @@ class Reduction:
     """
 
     op: ReduceOp = Average
-    compression: Any = Compression.none
+    compression: Any = bridge.Compression.none
     sparse_as_dense: bool = False
     gradient_predivide_factor: float = 1.0
-    groups: int | Sequence[Sequence[Any]] | None = None
+    groups: bridge.Groups = None
     process_set: ProcessSet = global_process_set
     scale_local_gradients: bool = True
     passes: int = 1
@@ -47,57 +44,33 @@ class Reduction:
             raise ArgumentError(
                 "gradients are averaged or summed", received=f"op={self.op!r}", fix="Use Average or Sum"
             )
-        if isinstance(self.groups, int) and self.groups <= 0:
-            raise ArgumentError(
-                "groups are a number of them, or lists of variables",
-                received=f"groups={self.groups!r}",
-                fix="Leave groups out to reduce all gradients together",
-            )
         if self.passes < 1:
             raise ArgumentError(
                 "gradients are applied after one backward pass or more",
                 received=f"backward_passes_per_step={self.passes!r}",
             )
 
-    def reduce(self, gradients: Sequence[Any], variables: Sequence[Any], local: AbstractSet[Hashable]) -> list[Any]:
+    def local_variables(self) -> bridge.LocalSources:
+        """A list, still empty, of variables whose gradients stay this rank's own."""
+        return bridge.LocalSources(self.process_set, self.scale_local_gradients)
+
+    def reduce(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """Reduce a step's gradients; called by all ranks of the process set.
 
         Args:
             gradients: One for each of ``variables``; None where there is none.
             variables: The same on all ranks, in the same order.
-            local: Keys of variables whose gradients stay this rank's own.
 
         Returns:
             The gradients in the order given.
         """
-        if self.process_set.included() is False:
-            return list(gradients)
-        result = list(gradients)
-        shared = [place for place, variable in enumerate(variables) if bridge.key_of(variable) not in local]
-        reduced = bridge.reduce_gradients(
-            [result[place] for place in shared],
+        return bridge.reduce_gradients(
+            gradients,
             self.op,
             self.compression,
             sparse_as_dense=self.sparse_as_dense,
             # As in Horovod, a sum has nothing to divide.
             gradient_predivide_factor=self.gradient_predivide_factor if self.op is Average else 1.0,
-            groups=self._places([variables[place] for place in shared]),
+            groups=bridge.places(self.groups, gradients, variables),
             process_set=self.process_set,
         )
-        for place, gradient in zip(shared, reduced, strict=True):
-            result[place] = gradient
-        if self.scale_local_gradients:
-            # The loss of all ranks is their mean, of which each has a share only in its own variables.
-            for place in set(range(len(result))) - set(shared):
-                result[place] = bridge.divided(result[place], self.process_set.size() or 1)
-        return result
-
-    def _places(self, variables: Sequence[Any]) -> list[list[int]] | None:
-        if self.groups is None:
-            return None
-        if isinstance(self.groups, int):
-            edges = [number * len(variables) // self.groups for number in range(self.groups + 1)]
-            return [list(range(start, end)) for start, end in itertools.pairwise(edges) if start < end]
-        place_of = {bridge.key_of(variable): place for place, variable in enumerate(variables)}
-        keys = [[bridge.key_of(variable) for variable in group] for group in self.groups]
-        return [[place_of[key] for key in group if key in place_of] for group in keys]

@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import h5py  # type: ignore[import-untyped]
 import keras
 
-from collective.compression import Compression
 from collective.keras.optimizer import DistributedOptimizer
-from collective.keras.wrapping import averages
+from collective.keras.wrapping import averages, remade
+from collective.tensorflow import Compression
 
 
 def load_model(
@@ -37,11 +38,30 @@ def load_model(
     objects |= {
         name: Maker(each) if _takes_options_only(each) else each for name, each in (custom_objects or {}).items()
     }
-    model = keras.models.load_model(getattr(filepath, "filename", filepath), custom_objects=objects)
+    path = getattr(filepath, "filename", filepath)
+    model = keras.models.load_model(path, custom_objects=objects)
     optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None and not averages(optimizer):
-        model.optimizer = DistributedOptimizer(optimizer, compression=compression)
+    if optimizer is None:
+        return model
+    forgotten = optimizer.built and model.trainable_variables and not optimizer._trainable_variables
+    if forgotten:
+        # Keras builds the optimizer of an .h5 file for no variables: it has lost its state and can't be trained with.
+        optimizer = remade(optimizer, type(optimizer))
+    model.optimizer = optimizer if averages(optimizer) else DistributedOptimizer(optimizer, compression=compression)
+    if forgotten:
+        model.optimizer.build(model.trainable_variables)
+        for variable, value in zip(model.optimizer.variables, _state_in(path), strict=True):
+            variable.assign(value)
     return model
+
+
+def _state_in(path: Any) -> list[Any]:
+    """The optimizer's state as Keras writes it into an .h5 file."""
+    with h5py.File(path) as file:
+        group = file["optimizer_weights"]
+        chunks = [f"weight_names{number}" for number in range(len(group.attrs))]  # Keras splits long lists
+        names = [name for key in ("weight_names", *chunks) for name in group.attrs.get(key, ())]
+        return [group[name][()] for name in names]
 
 
 class Maker:

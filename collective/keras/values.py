@@ -7,9 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from collective import tensorflow
-from collective.compression import Compression
-from collective.errors import CollectiveError
 from collective.reduce_ops import Average, ReduceOp, Sum
+from collective.tensorflow import Compression
 
 
 def allreduce(
@@ -60,16 +59,3 @@ def broadcast(value: Any, root_rank: int, name: str | None = None) -> tf.Tensor:
 def reducescatter(value: Any, name: str | None = None, op: ReduceOp = Average) -> tf.Tensor:
     """Reduce and keep a part; as ``collective.reducescatter``, with and for what can be a tensor."""
     return tensorflow.reducescatter(tf.convert_to_tensor(value), op=op, name=name)
-
-
-def broadcast_global_variables(root_rank: int) -> None:
-    """Refuse: Keras 3 has no list of all variables, which only TensorFlow 1's graphs keep.
-
-    Raises:
-        CollectiveError: a RuntimeError, as Horovod raises when TensorFlow executes eagerly.
-    """
-    raise CollectiveError(
-        "only graphs of TensorFlow 1 know all their variables",
-        received=f"broadcast_global_variables(root_rank={root_rank})",
-        fix="Use BroadcastGlobalVariablesCallback in model.fit, or broadcast_variables of collective.tensorflow",
-    )

@@ -38,11 +38,16 @@ def wrap(optimizer: Optimizer, reduction: Reduction) -> Optimizer:
     # Keras writes the class's name and module into a saved model; these are the wrapped class's.
     namespace = {"__module__": base.__module__, "__doc__": base.__doc__, "reduction": reduction}
     averaging = type(base.__name__, (Averaging, base), namespace)
-    inner = type(getattr(optimizer, "inner_optimizer", optimizer))
-    with keras.saving.custom_object_scope({inner.__name__: inner}):
-        wrapped: Optimizer = averaging.from_config(optimizer.get_config())  # type: ignore[attr-defined]
+    wrapped: Optimizer = remade(optimizer, averaging)
     _copy_state(optimizer, wrapped)
     return wrapped
+
+
+def remade(optimizer: Any, of_class: type[Any]) -> Any:
+    """An optimizer of the same configuration and another class, without state."""
+    inner = type(getattr(optimizer, "inner_optimizer", optimizer))
+    with keras.saving.custom_object_scope({inner.__name__: inner}):
+        return of_class.from_config(optimizer.get_config())
 
 
 def _copy_state(source: Any, target: Any) -> None:

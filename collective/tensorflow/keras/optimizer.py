@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from collective.compression import Compression
 from collective.keras import optimizer as implementation
-from collective.keras.optimizer import Groups
+from collective.keras.bridge import Groups
 from collective.keras.wrapping import Optimizer
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp
+from collective.tensorflow import Compression
 
 
 def DistributedOptimizer(
@@ -24,7 +24,7 @@ def DistributedOptimizer(
     backward_passes_per_step: int = 1,
     average_aggregated_gradients: bool = False,
     num_groups: int = 0,
-    groups: Groups | None = None,
+    groups: Groups = None,
     process_set: ProcessSet = global_process_set,
     scale_local_gradients: bool = True,
 ) -> Optimizer:

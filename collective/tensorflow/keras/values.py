@@ -6,13 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from collective import reduce_ops
-from collective.common import util
-from collective.compression import Compression
-from collective.keras import values
+from collective import tensorflow
 from collective.reduce_ops import ReduceOp
-
-choose_op = util.get_average_backwards_compatibility_fun(reduce_ops)
+from collective.tensorflow import Compression
 
 
 def allreduce(
@@ -29,5 +25,12 @@ def allreduce(
     Raises:
         ArgumentError: when both are given.
     """
-    chosen = choose_op(op, average)
-    return values.allreduce(value, name, True, prescale_factor, postscale_factor, op=chosen, compression=compression)
+    return tensorflow.allreduce(
+        tf.convert_to_tensor(value),
+        average=average,
+        op=op,
+        name=name,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
+        compression=compression,
+    )
