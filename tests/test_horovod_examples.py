@@ -1,6 +1,7 @@
 """Programs as Horovod's users write them run with another import, learn real digits, and leave the ranks equal."""
 
 import importlib.util
+import json
 import re
 import sys
 
@@ -75,3 +76,23 @@ def test_checkpoints_are_kept_by_one_rank_and_load_in_keras_alone(tmp_path):
     )
     alone = run([sys.executable, "-c", code, str(tmp_path / "checkpoint-3.keras")], 100)
     assert alone.stdout.split() == ["keras", "SGD", "False"], alone.stderr
+
+
+def test_the_page_for_horovods_users_names_what_is_there_and_what_is_not():
+    skip_without_framework("keras")
+    skip_without_framework("torch")
+    page = (ROOT / "docs" / "from-horovod.md").read_text()
+    rows = re.findall(r"^\| `(collective\S*)` \| (.*) \| (yes|no)\b", page, re.MULTILINE)
+    code = (
+        "import importlib, json, sys\n"
+        "def there(module, name):\n"
+        "    if hasattr(importlib.import_module(module), name): return True\n"
+        "    return importlib.util.find_spec(f'{module}.{name}') is not None\n"
+        "print(json.dumps([[there(module, name) for name in names] for module, names in json.loads(sys.argv[1])]))"
+    )
+    asked = [(module, re.findall(r"`(\w+)`", names)) for module, names, _ in rows]
+    answers = json.loads(run([sys.executable, "-c", code, json.dumps(asked)], 120).stdout)
+    assert len(rows) > 20
+    for (module, names), answer, (_, _, status) in zip(asked, answers, rows, strict=True):
+        wrong = [name for name, there in zip(names, answer, strict=True) if there != (status == "yes")]
+        assert not wrong, f"{module}: {wrong} {'lack' if status == 'yes' else 'exist'}"
