@@ -111,7 +111,7 @@ def allreduce_async(
 ) -> Handle[torch.Tensor]:
     """Begin to reduce over all ranks into a new tensor."""
     manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
-    return _begun(_single, [tensor], manner, in_place=False, result=_first)
+    return _begun(_single, [tensor], manner, in_place=False)
 
 
 def allreduce_async_(
@@ -125,7 +125,7 @@ def allreduce_async_(
 ) -> Handle[torch.Tensor]:
     """Begin to reduce over all ranks in place."""
     manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
-    return _begun(_single, [tensor], manner, in_place=True, result=_first)
+    return _begun(_single, [tensor], manner, in_place=True)
 
 
 def grouped_allreduce(
@@ -168,7 +168,7 @@ def grouped_allreduce_async(
 ) -> Handle[list[torch.Tensor]]:
     """Begin to reduce several tensors over all ranks into new ones."""
     manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
-    return _begun(_group, tensors, manner, in_place=False, result=list)
+    return _begun(_group, tensors, manner, in_place=False)
 
 
 def grouped_allreduce_async_(
@@ -182,7 +182,7 @@ def grouped_allreduce_async_(
 ) -> Handle[list[torch.Tensor]]:
     """Begin to reduce several tensors over all ranks in place."""
     manner = Manner(_op(op, average), name, prescale_factor, postscale_factor, process_set)
-    return _begun(_group, tensors, manner, in_place=True, result=list)
+    return _begun(_group, tensors, manner, in_place=True)
 
 
 class _Form(NamedTuple):
@@ -217,14 +217,13 @@ def _reduced(form: _Form, tensors: Tensors, manner: Manner, in_place: bool) -> l
     return _delivered(form, results, arrays, tensors, in_place)
 
 
-def _begun(
-    form: _Form, tensors: Tensors, manner: Manner, in_place: bool, result: Callable[[list[torch.Tensor]], Any]
-) -> Handle[Any]:
+def _begun(form: _Form, tensors: Tensors, manner: Manner, in_place: bool) -> Handle[Any]:
     arrays = [array_of(tensor) for tensor in tensors]
     values: Any = arrays[0] if form.single else arrays
 
     def deliver(results: Any) -> Any:
-        return result(_delivered(form, results, arrays, tensors, in_place))
+        reduced = _delivered(form, results, arrays, tensors, in_place)
+        return reduced[0] if form.single else reduced
 
     return begin(form.begin, deliver, values, manner.op, **manner.options(), out=values if in_place else None)
 
@@ -237,7 +236,3 @@ def _delivered(
         return [write_back(array, tensor) for array, tensor in zip(arrays, tensors, strict=True)]
     reduced = [results] if form.single else results
     return [tensor_of(array, tensor.device) for array, tensor in zip(reduced, tensors, strict=True)]
-
-
-def _first(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return tensors[0]

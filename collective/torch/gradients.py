@@ -112,6 +112,7 @@ class Gradients:
         self._overlaps = overlap_pays()
         self._passed: dict[torch.Tensor, int] = {}  # backward passes since the last step
         self._sparse: dict[torch.Tensor, int] = {}  # sparse dimensions of what had sparse gradients
+        self._made_dense: dict[torch.Tensor, int] = {}  # of what had them and travels as dense ones
         self._buckets: list[Parameters] = []
         self._bucket_of: dict[torch.Tensor, int] = {}
         self._missing: list[int] = []  # gradients that each bucket still waits for
@@ -177,6 +178,7 @@ class Gradients:
         else:
             self._reduce_together()
         self._reduce_sparse()
+        self._make_sparse_again()
 
     def _arrived(self, parameter: torch.Tensor) -> None:
         """Note a gradient, in the middle of backpropagation, and send the buckets that are complete by it."""
@@ -231,6 +233,7 @@ class Gradients:
             gradient = parameter.grad
             if gradient is not None and gradient.layout is torch.sparse_coo:
                 if self._options.sparse_as_dense:
+                    self._made_dense[parameter] = gradient.sparse_dim()
                     parameter.grad = gradient.to_dense()
                 else:
                     self._sparse[parameter] = gradient.sparse_dim()
@@ -251,6 +254,12 @@ class Gradients:
             reduced = handle.wait()
             if parameter.grad is not None or reduced._nnz():
                 parameter.grad = reduced
+
+    def _make_sparse_again(self) -> None:
+        """Give optimizers the kind of gradients that they know: some take sparse ones only."""
+        for parameter, sparse_dimensions in self._made_dense.items():
+            if parameter.grad is not None and parameter.grad.layout is torch.strided:
+                parameter.grad = parameter.grad.to_sparse(sparse_dimensions)
 
 
 def _cut(parameters: Parameters, groups: int | Sequence[Sequence[torch.Tensor]]) -> list[Parameters]:

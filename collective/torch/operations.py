@@ -74,8 +74,10 @@ def gathered(
 
     def gradient(*upstream: torch.Tensor) -> Tensors:
         own = [len(tensor) for tensor in tensors]
-        rows = collectives.allgather(np.array([own]), name=name and f"{name}.rows", process_set=process_set)
-        starts = rows[: process_set.rank()].sum(0).tolist()
+        # With the ranks, for those that have joined tell nothing.
+        ranks_rows = np.array([[world.rank(), *own]])
+        everyone = collectives.allgather(ranks_rows, name=name and f"{name}.rows", process_set=process_set)
+        starts = everyone[everyone[:, 0] < world.rank(), 1:].sum(0).tolist()
         label = name and f"{name}.gradient"
         joined = grouped_allreduce(upstream, name=label, op=op, process_set=process_set)
         return [every[start : start + count] for every, start, count in zip(joined, starts, own, strict=True)]

@@ -141,7 +141,8 @@ def DistributedOptimizer(
             to do; as there it goes with ``Average`` only.
         num_groups: Horovod's older way to say ``groups``.
         groups: Which parameters travel together between hosts, or in how many groups; None: chosen by size.
-        sparse_as_dense: Average sparse gradients as dense ones; else every rank gets the entries of all.
+        sparse_as_dense: Average sparse gradients as dense ones, made sparse again for the step; else every rank gets
+            the entries of all.
         process_set: The ranks whose gradients are averaged; on the others the optimizer steps alone.
 
     Returns:

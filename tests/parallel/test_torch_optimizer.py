@@ -297,13 +297,48 @@ def test_sparse_gradients_of_embeddings(way, rank, size, same_on_all_ranks):
             before = network[0].weight.detach().clone()
             network(torch.tensor([rank, rank, 6])).sum().backward()
             optimizer.step()
-            assert network[0].weight.grad.is_sparse != as_dense or size == 1
+            assert network[0].weight.grad.is_sparse
             dense = network[0].weight.grad.to_dense()
             torch.testing.assert_close(before - network[0].weight.detach(), dense)
             same_on_all_ranks(dense.numpy())
             row = network[0].weight.grad.to_dense()[rank].sum() * size
             assert row != 0
             optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("as_dense", [False, True])
+def test_an_optimizer_of_sparse_gradients_gets_them(as_dense, way, rank, size, same_on_all_ranks):
+    torch.manual_seed(1)
+    network = torch.nn.Embedding(5, 2, sparse=True)
+    optimizer = torch.optim.SparseAdam(network.parameters(), 0.1)
+    optimizer = hvd.DistributedOptimizer(optimizer, sparse_as_dense=as_dense)
+    before = network.weight.detach().clone()
+    for _ in range(2):
+        network(torch.tensor([rank % 5])).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = (network.weight.detach() - before).abs().sum(1) > 0.1
+    assert moved.tolist() == [row < size for row in range(5)]
+    same_on_all_ranks(network.weight.detach().numpy())
+
+
+def test_ranks_with_more_batches_train_on_until_they_join(way, rank, size, same_on_all_ranks):
+    """A rank without batches counts as gradients of zeros, also in the statistics of a normalisation: as no samples."""
+    torch.manual_seed(1)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), hvd.SyncBatchNorm(2), torch.nn.Linear(2, 1))
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameters = [*network.parameters(), parameter]
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(parameters, 1.0))
+    for _ in range(rank + 1):
+        optimizer.zero_grad()
+        (network(torch.randn(3, 2)).square().sum() * 1e-3 + parameter.sum()).backward()
+        optimizer.step()
+    last = hvd.join()
+    assert last == size - 1
+    right = -sum((size - passed) / size for passed in range(rank + 1))
+    assert parameter.item() == pytest.approx(right)
+    hvd.broadcast_parameters(network.state_dict(), root_rank=last)
+    same_on_all_ranks(weights_of(network).numpy())
 
 
 def test_groups_are_sent_together(way, size):
