@@ -23,6 +23,7 @@ from collective.errors import (
     MismatchError,
     NotInitializedError,
     SettingError,
+    TransportError,
 )
 from collective.process_sets import ProcessSet, global_process_set
 from collective.topology import Topology
@@ -93,6 +94,7 @@ def shutdown() -> None:
 
     Raises:
         MismatchError: when another rank is in the middle of an operation.
+        TransportError: when this rank has given up waiting for others; the end of its process ends the job.
     """
     global _world
     if not _world:
@@ -101,12 +103,17 @@ def shutdown() -> None:
     atexit.unregister(_shutdown_at_exit)
     world.undo_crash_hook()
     timeline.end()
-    # Process sets first; the set of all ranks is the first that was made.
-    for process_set in reversed(world.sets.values()):
-        ending = process_set.backend
-        process_set.forget()
-        if ending:
-            ending.shutdown()
+    try:
+        # Process sets first; the set of all ranks is the first that was made.
+        for process_set in reversed(world.sets.values()):
+            ending = process_set.backend
+            process_set.forget()
+            if ending:
+                ending.shutdown()
+    except TransportError:
+        # Ranks that come later would wait for ever, in the middle of an operation that this one has given up.
+        atexit.register(world.backend.abort, 1)
+        raise
     if world.completion_file and world.backend.topology.rank == 0:
         Path(world.completion_file).touch()
 
@@ -333,6 +340,6 @@ def _shutdown_at_exit() -> None:
     ending = backend()
     try:
         shutdown()
-    except MismatchError as error:
+    except (MismatchError, TransportError) as error:
         crash.report(ending.topology.where, f"this rank came to its end before the others: {error.received}")
         ending.abort(1)

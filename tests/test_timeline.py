@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 
 import pytest
 from jobs import run, run_job
@@ -167,6 +168,20 @@ def test_a_stalled_operation_is_told_of_then_ends_with_an_error_that_names_it_an
     after = [float(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("after")]
     assert 2 <= after[0] < 4
     assert "rank 1 on this host" in result.stdout
+
+
+QUIETLY = "try: c.shutdown()\nexcept c.errors.TransportError: pass"
+
+
+@pytest.mark.parametrize("end", ["c.shutdown()", "pass", QUIETLY])
+def test_a_rank_that_has_given_up_takes_the_late_one_with_it(end):
+    """The late rank finds the others' part of the operation, and would wait for the rest of it for ever."""
+    code = STALL + f"try: c.allreduce(np.ones(3))\nexcept c.errors.TransportError: pass\n{end}\n"
+    started = time.time()
+    result = run_job(2, sys.executable, "-c", PROLOGUE + code, timeout=60, HOROVOD_STALL_SHUTDOWN_TIME_SECONDS="1")
+    assert time.time() - started < 30
+    assert result.returncode != 0
+    assert "every rank takes part within 1 s" in result.stderr or "MPI_ABORT" in result.stderr
 
 
 def test_a_stall_check_that_is_off_says_nothing():
