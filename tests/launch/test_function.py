@@ -16,6 +16,7 @@ import collective
 import collective.runner
 from collective.errors import ArgumentError, LaunchError, RankError
 from collective.launch import library, serve
+from collective.launch.call import Job
 
 
 def gather(a, b, c, d):
@@ -193,3 +194,28 @@ def test_importing_the_library_does_not_load_what_runs_functions():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.split("\n")[0] == "['collective.launch.function'] False"
+
+
+def where():
+    import socket
+
+    collective.init()
+    return collective.rank(), collective.cross_size(), socket.gethostname()
+
+
+def test_a_function_runs_on_several_hosts(four_hosts):
+    """Their ranks see the caller's folder here, but nobody knows that: all goes by messages."""
+    hosts = ",".join(f"{address}:1" for address in four_hosts.addresses[:2])
+    job = Job(
+        ranks=2,
+        options=(f"--hosts={hosts}", f"--launch-agent={four_hosts.agent}", "--env=OMPI_MCA_mpi_yield_when_idle=1"),
+        hosts=hosts,
+        hostfile=None,
+        start_seconds=60,
+        output=None,
+        python=sys.executable,
+        ssh_port=None,
+        ssh_key=None,
+    )
+    results = job.call(where)
+    assert results == [(0, 2, four_hosts.names[0]), (1, 2, four_hosts.names[1])]
