@@ -71,6 +71,7 @@ class Engine:
         self._changes = threading.Lock()
         self._news = 0
         self._waiting = 0
+        self._waiters: dict[str, int] = {}  # how many of them wait for each pending operation
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         # What went wrong in the middle of an operation: ranks that have lost each other get nothing right any more.
@@ -109,12 +110,16 @@ class Engine:
         self._add(Recorded(operation, timeline.recorder) if timeline.recorder else operation)
         self._ring()
 
-    def wait(self, ended: threading.Lock) -> None:
-        """Return once an operation has ended, which releases ``ended``."""
-        self._count_waiting(1)
+    def wait(self, name: str, ended: threading.Lock) -> None:
+        """Return once the pending operation of this name has ended, which releases ``ended``."""
+        with self._changes:
+            if not ended.locked():
+                return
+            self._waiters[name] = self._waiters.get(name, 0) + 1
+            self._waiting += 1
+            self._news += 1
         with ended:
             pass
-        self._count_waiting(-1)
 
     def last_to_join(self) -> int:
         """The rank that joined last, of several at once the highest; for the operation in which all have joined."""
@@ -238,7 +243,9 @@ class Engine:
     def _end(self, name: str, result: Any = None, error: BaseException | None = None) -> None:
         with self._changes:
             operation = self._pending.pop(name)
-        operation.end(result, error)
+            # From here on, not when they wake up: a thread that is about to go on may call something.
+            self._waiting -= self._waiters.pop(name, 0)
+            operation.end(result, error)
 
     def _end_all(self, error: BaseException) -> None:
         for name in list(self._pending):

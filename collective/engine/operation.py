@@ -59,7 +59,7 @@ class Operation(abc.ABC):
         if self._ended is None:
             return self._engine.run(self)
         if self._ended.locked():
-            self._engine.wait(self._ended)
+            self._engine.wait(self.name, self._ended)
         if self.error:
             raise self.error
         return self.result

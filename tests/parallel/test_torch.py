@@ -1,5 +1,7 @@
 """Collective operations on PyTorch tensors: against those on arrays, their gradients, their errors."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -400,6 +402,17 @@ def test_a_name_in_flight_is_refused(begin, rank, size):
     for handle in handles:
         hvd.synchronize(handle)
     assert hvd.allreduce(torch.ones(1), op=Sum).item() == size
+
+
+def test_ranks_begin_other_operations_before_one_that_all_wait_for(rank, size):
+    """What began alone is no mismatch while a rank that was woken up may still call it."""
+    for step in range(20):
+        handles = [hvd.allreduce_async(torch.ones(2), name=f"{step} of {rank}", op=Sum)]
+        time.sleep(0.002 * (step % 3))
+        hvd.barrier()
+        others = [other for other in range(size) if other != rank]
+        handles += [hvd.allreduce_async(torch.ones(2), name=f"{step} of {other}", op=Sum) for other in others]
+        assert [hvd.synchronize(handle).tolist() for handle in handles] == [[size] * 2] * size
 
 
 def test_a_name_that_nobody_asked_for_is_in_flight_for_a_while(monkeypatch, size):
