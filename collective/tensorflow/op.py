@@ -90,7 +90,34 @@ tensor_dtype = _declare(LIBRARY, "TF_TensorType", c_int, c_void_p)
 tensor_dimensions = _declare(LIBRARY, "TF_NumDims", c_int, c_void_p)
 tensor_length = _declare(LIBRARY, "TF_Dim", c_int64, c_void_p, c_int)
 tensor_data = _declare(LIBRARY, "TF_TensorData", c_void_p, c_void_p)
+new_tensor = _declare(
+    LIBRARY, "TF_NewTensor", c_void_p, c_int, POINTER(c_int64), c_int, c_void_p, c_size_t, c_void_p, c_void_p
+)
+set_output = _declare(LIBRARY, "TF_SetOutput", None, c_void_p, c_int, c_void_p, c_void_p)
 run_done = _declare(LIBRARY, "TF_RunAsyncOpKernelDoneCallback", None, c_void_p)
+
+
+# Larger results are lent to TensorFlow, smaller ones are copied.
+LEAST_LENT_BYTES = 4096
+
+
+def _lending() -> tuple[int | None, Callable[[], None]]:
+    """TensorFlow's own way to let go of a NumPy array from any thread, also when Python has ended.
+
+    A function that notes it down, None where this version of TensorFlow has it elsewhere; and one that releases what is
+    noted.
+    """
+    for path in Path(tf.__file__).parent.glob("python/*pywrap_tensorflow_*.*"):
+        library = ctypes.PyDLL(str(path))
+        try:
+            note = library._ZN10tensorflow18DelayedNumpyDecrefEPvmS0_
+            return ctypes.cast(note, c_void_p).value, library._ZN10tensorflow16ClearDecrefCacheEv
+        except AttributeError:
+            continue
+    return None, lambda: None
+
+
+RELEASE, release_noted = _lending()
 
 
 class Done(ctypes.Structure):
@@ -169,6 +196,7 @@ class Status:
 def _carry_out(number: int, context: int) -> None:
     """Call what the operation calls, with its inputs, and set its outputs or its status."""
     inputs: list[int] = []
+    release_noted()
     with Status() as status:
         try:
             arrays = [_input(context, place, inputs, status) for place in range(count_inputs(context))]
@@ -199,12 +227,19 @@ def _input(context: int, place: int, kept: list[int], status: Status) -> np.ndar
 
 def _set_output(context: int, place: int, result: np.ndarray, status: Status) -> None:
     number = output_dtype(context, place)
-    result = np.asarray(result, _numpy_dtype(number))
+    result = np.ascontiguousarray(result, _numpy_dtype(number)).reshape(np.shape(result))
     shape = (c_int64 * result.ndim)(*result.shape)
-    tensor = allocate_output(context, place, number, shape, result.ndim, result.nbytes, status.pointer)
-    status.check()
-    _memory(tensor_data(tensor), result.shape, result.dtype)[...] = result
+    if RELEASE is None or result.nbytes < LEAST_LENT_BYTES:
+        tensor = allocate_output(context, place, number, shape, result.ndim, result.nbytes, status.pointer)
+        status.check()
+        _memory(tensor_data(tensor), result.shape, result.dtype)[...] = result
+    else:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(result))
+        address = result.__array_interface__["data"][0]
+        tensor = new_tensor(number, shape, result.ndim, address, result.nbytes, RELEASE, id(result))
+        set_output(context, place, tensor, status.pointer)
     delete_tensor(tensor)
+    status.check()
 
 
 @functools.cache

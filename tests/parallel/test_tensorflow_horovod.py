@@ -1,4 +1,4 @@
-"""What programs written for ``horovod.tensorflow`` rely on: its signatures, process sets, tapes, compressions, errors."""
+"""What programs written for ``horovod.tensorflow`` rely on: signatures, process sets, tapes, compressions, errors."""
 
 import inspect
 
@@ -52,7 +52,7 @@ def test_arguments_have_horovods_order():
 
 def test_the_older_spelling_of_sum_and_average(mode, rank, size):
     x = tf.constant([float(rank)])
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="average"):
         assert mode(lambda: hvd.allreduce(x, average=False))().numpy() == [size * (size - 1) / 2]
     assert mode(lambda: hvd.allreduce(x))().numpy() == [(size - 1) / 2]
     with pytest.raises(ValueError):
@@ -194,9 +194,10 @@ def test_gradients_of_grouped_operations(mode, rank, size):
             gathered = hvd.grouped_allgather([x, y])
             scattered = hvd.grouped_reducescatter([x, y], op=hvd.Sum, prescale_factor=2.0)
             reduced = hvd.grouped_allreduce([x, y], op=hvd.Sum)
+            factors = [1.0, 2.0] * 3
             loss = sum(
                 tf.reduce_sum(each) * factor
-                for each, factor in zip(gathered + scattered + reduced, [1.0, 2.0] * 3, strict=False)
+                for each, factor in zip(gathered + scattered + reduced, factors, strict=True)
             )
         return tape.gradient(loss, [x, y])
 
