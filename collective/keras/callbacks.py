@@ -157,7 +157,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         """Find out the number of batches."""
-        self.steps_per_epoch = self.steps_per_epoch or self.params.get("steps")
+        self.steps_per_epoch = self.steps_per_epoch or (self.params or {}).get("steps")
         if not self.staircase and not self.steps_per_epoch:
             raise ArgumentError(
                 "a learning rate that changes by batch needs to know the batches of an epoch",

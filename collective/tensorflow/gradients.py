@@ -55,7 +55,7 @@ def reduce_gradients(
     ]
     members = process_set or global_process_set
     world.backend("reduce_gradients")
-    if not members.included() or members.size() == 1:
+    if members.included() is False or members.size() == 1:  # of a set that is not registered, grouped_allreduce tells
         return reduced
     dense = {place for place, gradient in enumerate(reduced) if _is_dense(gradient)}
     divisor = gradient_predivide_factor

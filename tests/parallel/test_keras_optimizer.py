@@ -164,6 +164,19 @@ def test_ranks_outside_of_a_process_set_step_alone(rank, size):
         collective.remove_process_set(members)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_process_set_that_is_not_registered_is_an_error(compiled):
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(), process_set=hvd.ProcessSet([0]))
+    variable = keras.Variable([0.0])
+    optimizer.build([variable])
+
+    def step():
+        optimizer.apply([tf.constant([1.0])], [variable])
+
+    with pytest.raises((ValueError, tf.errors.OpError), match="registered before it is used"):
+        (tf.function(step) if compiled else step)()
+
+
 def test_from_config_makes_an_optimizer_that_averages(rank, size):
     wrapped = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0), op=hvd.Sum)
     config = wrapped.get_config()
