@@ -112,7 +112,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
 
     def _samples(self) -> float:
         """Samples since the metrics were reset: what the loss's mean was taken over; 1 where Keras keeps no such."""
-        for metric in self.model.metrics if self.model else ():
+        for metric in () if self.model is None else self.model.metrics:
             if metric.name == "loss" and hasattr(metric, "count"):
                 return float(keras.ops.convert_to_numpy(metric.count))
         return 1.0
