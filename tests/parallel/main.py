@@ -1,6 +1,6 @@
 """One rank of the parallel suite: pytest with its output in a file of the rank's own.
 
-collective run -np 3 -- python tests/parallel/main.py FOLDER [pytest arguments]
+collective run -np 3 -- python tests/parallel/main.py FOLDER [test_FILE.py ...] [pytest arguments]
 """
 
 import contextlib
@@ -19,11 +19,13 @@ def main() -> int:
     """Join the job, run the tests in step with the other ranks, and return pytest's exit status."""
     folder, *arguments = sys.argv[1:]
     collective.init()
-    here = str(Path(__file__).parent)
+    here = Path(__file__).parent
+    chosen = [str(here / word) for word in arguments if word.endswith(".py")] or [str(here)]
+    options = [word for word in arguments if not word.endswith(".py")]
     # pytest tidies a folder that all its runs share; ranks would get in each other's way there.
     own = ("--basetemp", str(Path(folder) / f"files-of-rank{collective.rank()}"))
     with open(Path(folder) / f"rank{collective.rank()}.txt", "w") as log, contextlib.redirect_stdout(log):
-        status = pytest.main([here, "-p", "no:cacheprovider", "-q", "--color=no", *KERAS_WARNS, *own, *arguments])
+        status = pytest.main([*chosen, "-p", "no:cacheprovider", "-q", "--color=no", *KERAS_WARNS, *own, *options])
     with contextlib.suppress(collective.errors.CollectiveError):
         collective.shutdown()
     return int(status)
