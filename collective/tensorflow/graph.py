@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,14 @@ from collective.errors import ArgumentError, CollectiveError
 from collective.tensorflow import op
 from collective.tensorflow.statuses import translated
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-/]")
+
+
+def as_written(function: Function) -> Function:
+    """Keep AutoGraph from rewriting a function: what it hands to ``call`` is plain Python when the graph runs."""
+    return cast(Function, tf.autograph.experimental.do_not_convert(function))
 
 
 def call(

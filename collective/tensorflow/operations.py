@@ -26,11 +26,12 @@ from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Adasum, Average, ReduceOp, Sum
 from collective.tensorflow import overlap
-from collective.tensorflow.graph import call, name_for
+from collective.tensorflow.graph import as_written, call, name_for
 
 Gradient = Callable[..., Any]
 
 
+@as_written
 def allreduce_tensor(
     tensor: Any,
     name: str | None = None,
@@ -64,6 +65,7 @@ def allreduce_tensor(
     return _differentiable(forward, [tensor])
 
 
+@as_written
 def grouped_allreduce_tensors(
     tensors: Sequence[Any],
     name: str | None = None,
@@ -121,6 +123,7 @@ def allgather(
     return grouped_allgather([tensor], name_for("allgather", [tensor], name), ignore_name_scope, process_set)[0]
 
 
+@as_written
 def grouped_allgather(
     tensors: Sequence[Any],
     name: str | None = None,
@@ -156,6 +159,7 @@ def grouped_allgather(
     return _listed(_differentiable(forward, tensors))
 
 
+@as_written
 def broadcast(
     tensor: Any,
     root_rank: int,
@@ -205,6 +209,7 @@ def reducescatter_tensor(
     return grouped_reducescatter_tensors([tensor], name, *options)[0]
 
 
+@as_written
 def grouped_reducescatter_tensors(
     tensors: Sequence[Any],
     name: str | None = None,
@@ -246,6 +251,7 @@ def grouped_reducescatter_tensors(
     return _listed(_differentiable(forward, tensors))
 
 
+@as_written
 def alltoall(
     tensor: Any,
     splits: Any = None,
@@ -288,6 +294,7 @@ def alltoall(
     return received if splits is None else (received, received_splits)
 
 
+@as_written
 def join() -> tf.Tensor:
     """Let the other ranks go on without this one, which is out of data; see ``collective.join``.
 

@@ -10,12 +10,13 @@ import tensorflow as tf
 from collective import world
 from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet
-from collective.tensorflow.graph import call
+from collective.tensorflow.graph import as_written, call
 
 # What Horovod's process_set_included_op answers instead of 0 or 1.
 NOT_INITIALIZED, UNKNOWN_SET = -1, -3
 
 
+@as_written
 def size_op(process_set_id: int = 0, name: str | None = None) -> tf.Tensor:
     """Number of ranks in a process set, as int32.
 
@@ -41,6 +42,7 @@ def local_rank_op(name: str | None = None) -> tf.Tensor:
     return _number(world.local_rank, "local_rank", name)
 
 
+@as_written
 def process_set_included_op(process_set_id: int = 0, name: str | None = None) -> tf.Tensor:
     """Whether this rank is in a process set, as int32: 1 or 0, -1 before ``init``, -3 when there is no such set."""
 
@@ -65,5 +67,6 @@ def _process_set(number: int) -> ProcessSet:
     return known[number]
 
 
+@as_written
 def _number(ask: Callable[[], int], operation: str, name: str | None) -> tf.Tensor:
     return call(lambda _: [np.int32(ask())], [], operation, [()], [tf.int32], name=name)[0]

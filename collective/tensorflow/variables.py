@@ -12,7 +12,7 @@ from tensorflow.python.ops import resource_variable_ops
 from collective import grouped
 from collective.errors import ArgumentError, CollectiveError
 from collective.process_sets import ProcessSet, global_process_set
-from collective.tensorflow.graph import call
+from collective.tensorflow.graph import as_written, call
 
 
 def broadcast_variables(
@@ -71,6 +71,7 @@ def broadcast_global_variables(root_rank: int) -> tf.Operation | None:
     return broadcast_variables(tf.compat.v1.global_variables(), root_rank)
 
 
+@as_written
 def _broadcast_into(variables: list[Any], root_rank: int, name: str | None, process_set: ProcessSet) -> list[Any]:
     if not variables:
         return []
