@@ -31,9 +31,13 @@ class Recorder:
     Args:
         file_path: Where; an older file is overwritten.
         mark_cycles: Whether to mark each time at which the ranks compare what they call.
+
+    Attributes:
+        path: Where it is written.
     """
 
     def __init__(self, file_path: str, mark_cycles: bool = False) -> None:
+        self.path = file_path
         self._file = open(file_path, "wb", buffering=0)  # noqa: SIM115  # closed by close
         self._mark_cycles = mark_cycles
         self._lock = threading.Lock()
@@ -136,13 +140,15 @@ def start_timeline(file_path: str, mark_cycles: bool = False) -> None:
         mark_cycles: Whether to mark each time at which the ranks compare what they call, as ``CYCLE_START``.
 
     Raises:
-        ArgumentError: when a timeline is being written already, or this file can't be.
+        ArgumentError: when another timeline is being written already, or this file can't be.
         NotInitializedError: before ``init`` or after ``shutdown``.
 
     Cost: none, but for two or three lines of the file an operation.
     """
     global recorder
     if _in_a_job("start_timeline") > 0:
+        return
+    if recorder and recorder.path == file_path:
         return
     if recorder:
         raise ArgumentError("one timeline is written at a time", received=file_path, fix="Call stop_timeline first")

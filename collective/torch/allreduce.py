@@ -213,26 +213,45 @@ def _differentiable(form: _Form, tensors: Tensors, manner: Manner) -> Tensors:
 def _reduced(form: _Form, tensors: Tensors, manner: Manner, in_place: bool) -> list[torch.Tensor]:
     arrays = [array_of(tensor) for tensor in tensors]
     values: Any = arrays[0] if form.single else arrays
-    results = form.now(values, manner.op, **manner.options(), out=values if in_place else None)
-    return _delivered(form, results, arrays, tensors, in_place)
+    op = _carried_by(manner, tensors)
+    results = form.now(values, op, **manner.options(), out=values if in_place else None)
+    return _delivered(form, results, arrays, tensors, in_place, manner if op is not manner.op else None)
 
 
 def _begun(form: _Form, tensors: Tensors, manner: Manner, in_place: bool) -> Handle[Any]:
     arrays = [array_of(tensor) for tensor in tensors]
     values: Any = arrays[0] if form.single else arrays
 
+    op = _carried_by(manner, tensors)
+
     def deliver(results: Any) -> Any:
-        reduced = _delivered(form, results, arrays, tensors, in_place)
+        reduced = _delivered(form, results, arrays, tensors, in_place, manner if op is not manner.op else None)
         return reduced[0] if form.single else reduced
 
-    return begin(form.begin, deliver, values, manner.op, **manner.options(), out=values if in_place else None)
+    return begin(form.begin, deliver, values, op, **manner.options(), out=values if in_place else None)
+
+
+def _carried_by(manner: Manner, tensors: Tensors) -> ReduceOp:
+    """The operation on arrays: integers are averaged here, rounded down as PyTorch divides them."""
+    whole = not any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
+    return (
+        Sum if manner.op is Average and whole and all(tensor.dtype != torch.bool for tensor in tensors) else manner.op
+    )
 
 
 def _delivered(
-    form: _Form, results: Any, arrays: Sequence[Array], tensors: Tensors, in_place: bool
+    form: _Form, results: Any, arrays: Sequence[Array], tensors: Tensors, in_place: bool, divided: Manner | None
 ) -> list[torch.Tensor]:
-    """The results as tensors; in place they are in the arrays, which are those of the tensors."""
+    """The results as tensors; in place they are in the arrays, which are those of the tensors.
+
+    ``divided``: they are sums, to be divided by the number of ranks.
+    """
     if in_place:
-        return [write_back(array, tensor) for array, tensor in zip(arrays, tensors, strict=True)]
-    reduced = [results] if form.single else results
-    return [tensor_of(array, tensor.device) for array, tensor in zip(reduced, tensors, strict=True)]
+        reduced = [write_back(array, tensor) for array, tensor in zip(arrays, tensors, strict=True)]
+    else:
+        sums = [results] if form.single else results
+        reduced = [tensor_of(array, tensor.device) for array, tensor in zip(sums, tensors, strict=True)]
+    if divided:
+        for tensor in reduced:
+            tensor.floor_divide_(divided.process_set.size() or 1)
+    return reduced

@@ -458,3 +458,15 @@ def test_the_job_answers_horovods_questions(size):
     if size > 1:
         with pytest.raises(hvd.HorovodInternalError):
             hvd.allreduce(torch.ones(1 + (hvd.rank() == 1)))
+
+
+@pytest.mark.parametrize("values", [[-7, 5, 3], [1, -1, 0]])
+def test_averages_of_integers_are_rounded_down(rank, size, values):
+    mine = torch.tensor(values) * (1 if rank == 0 else 0)
+    expected = torch.tensor([value // size for value in values])
+    torch.testing.assert_close(hvd.allreduce(mine), expected)
+    torch.testing.assert_close(hvd.synchronize(hvd.allreduce_async(mine, name="rounded")), expected)
+    torch.testing.assert_close(hvd.grouped_allreduce([mine, mine.int()])[1], expected.int())
+    in_place = mine.clone()
+    assert hvd.allreduce_(in_place) is in_place
+    torch.testing.assert_close(in_place, expected)
