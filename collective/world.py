@@ -18,7 +18,6 @@ from collective.backends.base import Backend
 from collective.backends.solo import SoloBackend
 from collective.errors import (
     ArgumentError,
-    CollectiveError,
     LaunchError,
     MismatchError,
     NotInitializedError,
@@ -269,22 +268,30 @@ def _register(world: World, process_set: ProcessSet, ranks: Sequence[int], backe
     world.sets[number] = process_set
 
 
-def _not_a_member(operation: str, process_set: ProcessSet) -> CollectiveError:
-    received, where = f"process_set={process_set}", topology().where
-    if process_set not in process_sets().values():
-        return NotInitializedError(
+def check_registered(process_set: ProcessSet, operation: str) -> None:
+    """Refuse a process set that the job doesn't know; for what is built before it runs.
+
+    Raises:
+        NotInitializedError: it names ``operation``.
+    """
+    if _world and process_set not in _world.sets.values():
+        raise NotInitializedError(
             "a process set is registered before it is used",
-            received=received,
+            received=f"process_set={process_set}",
             fix="Call add_process_set on all ranks",
             operation=operation,
-            where=where,
+            where=topology().where,
         )
+
+
+def _not_a_member(operation: str, process_set: ProcessSet) -> ArgumentError:
+    check_registered(process_set, operation)
     return ArgumentError(
         "an operation in a process set is called by its ranks",
-        received=received,
+        received=f"process_set={process_set}",
         fix="Ask process_set.included() first",
         operation=operation,
-        where=where,
+        where=topology().where,
     )
 
 
