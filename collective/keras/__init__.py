@@ -13,6 +13,7 @@ from collective.common.util import mpi_built as mpi_built
 from collective.common.util import nccl_built as nccl_built
 from collective.common.util import rocm_built as rocm_built
 from collective.keras import callbacks as callbacks
+from collective.keras import elastic as elastic
 from collective.keras.optimizer import DistributedOptimizer as DistributedOptimizer
 from collective.keras.optimizer import PartialDistributedOptimizer as PartialDistributedOptimizer
 from collective.keras.saving import load_model as load_model

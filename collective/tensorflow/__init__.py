@@ -22,6 +22,7 @@ from collective.reduce_ops import Max as Max
 from collective.reduce_ops import Min as Min
 from collective.reduce_ops import Product as Product
 from collective.reduce_ops import Sum as Sum
+from collective.tensorflow import elastic as elastic
 from collective.tensorflow import mpi_ops as mpi_ops
 from collective.tensorflow import variables as variables
 from collective.tensorflow.compression import Compression as Compression

@@ -25,6 +25,7 @@ from collective.reduce_ops import Sum as Sum
 from collective.tensorflow import Compression as Compression
 from collective.tensorflow import broadcast_global_variables as broadcast_global_variables
 from collective.tensorflow.keras import callbacks as callbacks
+from collective.tensorflow.keras import elastic as elastic
 from collective.tensorflow.keras.optimizer import DistributedOptimizer as DistributedOptimizer
 from collective.tensorflow.keras.values import allreduce as allreduce
 from collective.timeline import start_timeline as start_timeline
