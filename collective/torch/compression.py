@@ -1,48 +1,22 @@
-"""How tensors travel, as Horovod's users name it: classes that make them small before and large again after."""
+"""Tensors in half precision on their way, and the compressions to choose from; see ``common.compressors``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from collective import compression as core
-from collective.errors import ArgumentError
-
-
-class Compressor:
-    """Base of compressions: two functions on tensors, for what is sent and for what was received. Subclass it."""
-
-    @staticmethod
-    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Return the tensor that is reduced in the place of ``tensor``, and what ``decompress`` has to know."""
-        raise NotImplementedError
-
-    @staticmethod
-    def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
-        """Return the result that a reduced tensor stands for."""
-        raise NotImplementedError
-
-
-class NoneCompressor(Compressor):
-    """Tensors as they are."""
-
-    @staticmethod
-    def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the tensor itself."""
-        return tensor, None
-
-    @staticmethod
-    def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:  # noqa: ARG004  # Horovod's signature
-        """Return the tensor itself."""
-        return tensor
+from collective.common.compressors import Compressor as Compressor
+from collective.common.compressors import NoneCompressor as NoneCompressor
+from collective.common.compressors import Packing as Packing
+from collective.common.compressors import pack as pack
 
 
 class FP16Compressor(Compressor):
     """Floats as float16: 11 bits of precision, numbers from 6e-8 to 65504."""
 
-    dtype = torch.float16
+    dtype, wire = torch.float16, core.Compression.fp16
 
     @classmethod
     def compress(cls, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -58,7 +32,7 @@ class FP16Compressor(Compressor):
 class BF16Compressor(FP16Compressor):
     """Floats as bfloat16: 8 bits of precision, the range of float32."""
 
-    dtype = torch.bfloat16
+    dtype, wire = torch.bfloat16, core.Compression.bf16
 
 
 class Compression:
@@ -70,42 +44,3 @@ class Compression:
     none = NoneCompressor
     fp16 = FP16Compressor
     bf16 = BF16Compressor
-
-
-ON_THE_WIRE = {
-    Compression.none: core.Compression.none,
-    Compression.fp16: core.Compression.fp16,
-    Compression.bf16: core.Compression.bf16,
-}
-
-
-class Packing(NamedTuple):
-    """Tensors on their way: what is reduced, how the wire compresses it, and what makes the results of it."""
-
-    tensors: list[torch.Tensor]
-    wire: core.Compression
-    unpack: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
-
-
-def pack(compression: type[Compressor] | core.Compression, tensors: Sequence[torch.Tensor]) -> Packing:
-    """Leave a compression of ours to the wire, and apply one of the user's own here.
-
-    Raises:
-        ArgumentError: when it is none.
-    """
-    if isinstance(compression, core.Compression):
-        return Packing(list(tensors), compression, list)
-    if compression in ON_THE_WIRE:
-        return Packing(list(tensors), ON_THE_WIRE[compression], list)
-    if not hasattr(compression, "compress") or not hasattr(compression, "decompress"):
-        raise ArgumentError(
-            "a compression has compress(tensor) and decompress(tensor, ctx)",
-            received=f"compression={compression!r}",
-            fix="Use Compression.none, Compression.fp16 or Compression.bf16, or a subclass of Compressor",
-        )
-    pairs = [compression.compress(tensor) for tensor in tensors]
-
-    def unpack(reduced: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [compression.decompress(one, context) for one, (_, context) in zip(reduced, pairs, strict=True)]
-
-    return Packing([tensor for tensor, _ in pairs], core.Compression.none, unpack)
