@@ -12,7 +12,9 @@ from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import control_flow_util
 
-from collective.errors import ArgumentError, CollectiveError
+from collective import world
+from collective.errors import ArgumentError, CollectiveError, NotInitializedError
+from collective.process_sets import ProcessSet
 from collective.tensorflow import op
 from collective.tensorflow.statuses import translated
 
@@ -73,6 +75,18 @@ def call(
     for result, shape in zip(symbolic, shapes, strict=True):
         result.set_shape(shape)
     return symbolic
+
+
+def check_registered(process_set: ProcessSet, operation: str) -> None:
+    """Refuse a process set that the job doesn't know, where an operation is built.
+
+    Raises:
+        ValueError: plainly, for AutoGraph passes on no class that it doesn't know.
+    """
+    try:
+        world.check_registered(process_set, operation)
+    except NotInitializedError as error:
+        raise ValueError(str(error)) from error
 
 
 def name_for(kind: str, tensors: Sequence[Any], name: str | None) -> str | None:

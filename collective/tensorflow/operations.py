@@ -26,7 +26,7 @@ from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Adasum, Average, ReduceOp, Sum
 from collective.tensorflow import overlap
-from collective.tensorflow.graph import as_written, call, name_for
+from collective.tensorflow.graph import as_written, call, check_registered, name_for
 
 Gradient = Callable[..., Any]
 
@@ -44,7 +44,7 @@ def allreduce_tensor(
     compression: Compression = Compression.none,
 ) -> tf.Tensor:
     """Reduce a tensor over all ranks. Its gradient is the same reduction (not for Min, Max and Product)."""
-    world.check_registered(process_set, "allreduce")
+    check_registered(process_set, "allreduce")
     name = name_for("allreduce", [tensor], name)
     factors: dict[str, Any] = {
         "prescale_factor": prescale_factor,
@@ -85,7 +85,7 @@ def grouped_allreduce_tensors(
     """
     if not tensors:
         return []
-    world.check_registered(process_set, "grouped_allreduce")
+    check_registered(process_set, "grouped_allreduce")
     name = name_for("grouped_allreduce", tensors, name)
     factors: dict[str, Any] = {
         "prescale_factor": prescale_factor,
@@ -122,7 +122,7 @@ def allgather(
 
     Its gradient is this rank's rows of the average of the gradients.
     """
-    world.check_registered(process_set, "allgather")
+    check_registered(process_set, "allgather")
     return grouped_allgather([tensor], name_for("allgather", [tensor], name), ignore_name_scope, process_set)[0]
 
 
@@ -136,7 +136,7 @@ def grouped_allgather(
     """Concatenate each of several tensors along axis 0. See ``allgather``."""
     if not tensors:
         return []
-    world.check_registered(process_set, "grouped_allgather")
+    check_registered(process_set, "grouped_allgather")
     name = name_for("grouped_allgather", tensors, name)
     scope: dict[str, Any] = {"ignore_name_scope": ignore_name_scope, "process_set": process_set}
 
@@ -175,7 +175,7 @@ def broadcast(
 
     Its gradient is the average over all ranks on the root, and zeros elsewhere.
     """
-    world.check_registered(process_set, "broadcast")
+    check_registered(process_set, "broadcast")
     name = name_for("broadcast", [tensor], name)
     scope: dict[str, Any] = {"ignore_name_scope": ignore_name_scope}
 
@@ -209,7 +209,7 @@ def reducescatter_tensor(
 
     Its gradient is gathered from all ranks; that of a sum is multiplied by their number.
     """
-    world.check_registered(process_set, "reducescatter")
+    check_registered(process_set, "reducescatter")
     name = name_for("reducescatter", [tensor], name)
     options = (op, ignore_name_scope, process_set, prescale_factor, postscale_factor)
     return grouped_reducescatter_tensors([tensor], name, *options)[0]
@@ -228,7 +228,7 @@ def grouped_reducescatter_tensors(
     """Reduce each of several tensors and keep this rank's rows. See ``reducescatter_tensor``."""
     if not tensors:
         return []
-    world.check_registered(process_set, "grouped_reducescatter")
+    check_registered(process_set, "grouped_reducescatter")
     name = name_for("grouped_reducescatter", tensors, name)
     factors: dict[str, Any] = {
         "prescale_factor": prescale_factor,
@@ -278,7 +278,7 @@ def alltoall(
     Returns:
         The rows received; with ``splits`` also how many came from each rank, int32[N]. The gradient goes the way back.
     """
-    world.check_registered(process_set, "alltoall")
+    check_registered(process_set, "alltoall")
     name = name_for("alltoall", [tensor], name)
     scope: dict[str, Any] = {"ignore_name_scope": ignore_name_scope}
 
