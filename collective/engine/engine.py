@@ -33,12 +33,17 @@ MOST_NAMES = 10_000
 THREAD_NAME = "collective-engine"
 
 
+# Tell how many threads of a pool have nothing to do: until they get work, they call nothing.
+idle_threads: list[Callable[[], int]] = []
+
+
 def count_threads() -> int:
-    """The process's threads that could call something: Python's own, without engines' and those of foreign code."""
-    return sum(
+    """The process's threads that could call something: Python's own, without engines', idle ones and foreign code's."""
+    threads = sum(
         not isinstance(thread, threading._DummyThread) and thread.name != THREAD_NAME
         for thread in threading.enumerate()
     )
+    return threads - sum(idle() for idle in idle_threads)
 
 
 class Engine:

@@ -23,6 +23,7 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 from tensorflow.python.framework.func_graph import FuncGraph
 
+from collective.engine.engine import idle_threads
 from collective.errors import ArgumentError
 from collective.tensorflow.statuses import code_of
 
@@ -147,15 +148,23 @@ class Done(ctypes.Structure):
 
 
 class Threads:
-    """Threads that carry out work at once, however much of it waits already; those that are idle are used again."""
+    """Threads that carry out work at once, however much of it waits already; those that are idle are used again.
+
+    Attributes:
+        idle: How many have nothing to do.
+    """
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        self._lock = threading.Lock()
+        self.idle = 0
 
     def start(self, work: Callable[[], None]) -> None:
         """Have a thread carry it out."""
-        if not self._idle.acquire(blocking=False):
+        with self._lock:
+            is_there = self.idle > 0
+            self.idle -= is_there
+        if not is_there:
             # Daemons: a rank that ends must not wait for one that waits for another rank.
             threading.Thread(target=self._serve, name="collective-op", daemon=True).start()
         self._work.put(work)
@@ -163,10 +172,13 @@ class Threads:
     def _serve(self) -> None:
         while True:
             self._work.get()()
-            self._idle.release()
+            with self._lock:
+                self.idle += 1
 
 
 THREADS = Threads()
+# An operation that no rank can match any more is found out by all threads waiting, and these don't.
+idle_threads.append(lambda: THREADS.idle)
 INLINE = threading.Lock()
 SPARE_THREAD = (tf.config.threading.get_inter_op_parallelism_threads() or os.cpu_count() or 1) > 1
 
