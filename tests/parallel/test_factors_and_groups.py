@@ -39,8 +39,8 @@ def test_other_factors_on_one_rank_are_an_error_on_all(rank, size):
 
 
 def test_an_array_for_the_result_on_one_rank_only_is_an_error_on_all(rank, size):
-    if size == 1:
-        return
+    if size == 1 or collective.world.backend().name != "mpi":
+        pytest.skip("one rank, or another's core, goes the same way with and without")
     for elements in (1, 100, 10_000, 1_000_000):
         values = np.ones(elements)
         with pytest.raises(MismatchError, match="in place"):
