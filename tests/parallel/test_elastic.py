@@ -1,9 +1,10 @@
 """States that training can go back to, and the loop that does so."""
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+
+keras = pytest.importorskip("keras", reason="Keras is not installed")
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 
 import collective
 import collective.keras as hvd
