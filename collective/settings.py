@@ -40,6 +40,8 @@ class Settings:
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         check_finite: 1: an all-reduce whose result is infinite or not a number is an error, which names the ranks.
         completion_file: A file that rank 0 makes once all ranks have come to their end, for who supervises the job.
+        elastic: 1: ranks that are left when one has died go on without it (``collective run --elastic``).
+        snapshot_folder: Where each host keeps snapshots in memory; who supervises the job says it, and removes it.
         timeline: Where rank 0 writes what every operation waited for; empty or ``DYNAMIC``: when it is told to.
         timeline_mark_cycles: 1: also when the ranks compare what they call.
     """
@@ -54,6 +56,8 @@ class Settings:
     log_level: str = "warning"
     check_finite: int = 0
     completion_file: str = ""
+    elastic: int = 0
+    snapshot_folder: str = ""
     timeline: str = ""
     timeline_mark_cycles: int = 0
 

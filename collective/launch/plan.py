@@ -31,6 +31,7 @@ class Plan:
         interface: Network to use, by interface name or address range (``10.0.0.0/24``); empty: the MPI's choice.
         mpi_args: Further arguments for the MPI's launcher.
         as_root: Whether the user is root.
+        elastic: Whether ranks that are left when one has died are to go on (``--elastic``).
     """
 
     ranks: int
@@ -50,6 +51,7 @@ class Plan:
     interface: str = ""
     mpi_args: tuple[str, ...] = ()
     as_root: bool = False
+    elastic: bool = False
 
     @property
     def host_list(self) -> str:

@@ -28,6 +28,8 @@ DEFAULT_HOST_FILES = (
     "I_MPI_HYDRA_HOST_FILE",
     "HYDRA_HOST_FILE",
 )
+# Tells the ranks of --elastic (``Settings.elastic``).
+ELASTIC = "COLLECTIVE_ELASTIC"
 EXAMPLE = "collective run -np 4 python train.py"
 
 
@@ -62,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start the job again if it fails, at most N times, on the hosts that answer",
     )
     parser.add_argument("--min-np", default="1", metavar="N", help="fewest processes of a restart (default: 1)")
+    parser.add_argument(
+        "--elastic",
+        action="store_true",
+        help="let the ranks that are left go on when one has died (Open MPI 5)",
+    )
     parser.add_argument("--verbose", action="store_true", help="print the launcher's command line, then run it")
     parser.add_argument("--dry-run", action="store_true", help="print the launcher's command line and stop")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
@@ -91,7 +98,7 @@ def _attempt(arguments: argparse.Namespace, variables: Mapping[str, str] | None 
         again: Whether hosts may have been lost: those that don't answer are left out then, and their ranks.
     """
     asked_for = environment.assigned(arguments.variables, os.environ)
-    theirs = {**os.environ, **asked_for, **(variables or {})}
+    theirs = {**os.environ, **asked_for, **(variables or {}), **({ELASTIC: "1"} if arguments.elastic else {})}
     plan = _plan(arguments, theirs, asked_for, again)
     program = plan.command[0]
     line = dialects.build(plan, library.find(program if _is_python(program) else sys.executable))
@@ -149,6 +156,7 @@ def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for
         interface=arguments.interface,
         mpi_args=_words(arguments.mpi_args),
         as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
+        elastic=arguments.elastic,
     )
 
 
