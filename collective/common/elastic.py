@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from collective import objects, world
+from collective.common import keeping
 from collective.common.exceptions import HostsUpdatedInterrupt
 from collective.errors import MismatchError, NonFiniteError, TransportError
 
@@ -57,6 +58,7 @@ class State:
         """Remember the state as it is now."""
         self.save()
         self.commits += 1
+        keeping.persist(self)
         self.check_host_updates()
 
     def check_host_updates(self) -> None:
@@ -76,6 +78,18 @@ class State:
 
     def reset(self) -> None:
         """Make ready for other ranks; called before ``sync``."""
+
+    def stored(self) -> Any:
+        """What was remembered, for a snapshot: arrays, plain values and objects, nested; None: it can't be kept."""
+        return None
+
+    def own(self) -> Any:
+        """What was remembered and differs from rank to rank; plain values and arrays."""
+        return None
+
+    def adopt(self, stored: Any, own: list[Any]) -> None:
+        """Go back to what ``stored`` has given in a process that is no more, and ``own`` on each of its ranks."""
+        raise NotImplementedError
 
 
 class ObjectState(State):
@@ -109,6 +123,15 @@ class ObjectState(State):
         for name, value in copy.deepcopy(self._saved).items():
             setattr(self, name, value)
 
+    def stored(self) -> Any:
+        """See ``State``."""
+        return self._saved
+
+    def adopt(self, stored: Any, own: list[Any]) -> None:  # noqa: ARG002
+        """See ``State``."""
+        self._saved = stored
+        self.restore()
+
     def sync(self) -> None:
         """See ``State``. Cost: a broadcast of the objects."""
         if self._names:
@@ -132,6 +155,7 @@ def run_fn(func: Callable[..., Any], reset: Callable[[], None]) -> Callable[...,
     @functools.wraps(func)
     def wrapper(state: State, *args: Any, **kwargs: Any) -> Any:
         retries, commits, skip_sync = 0, -1, False
+        keeping.resume(state)
         while True:
             if not skip_sync:
                 state.sync()
