@@ -25,6 +25,7 @@ from collective.grouped import grouped_broadcast as grouped_broadcast
 from collective.grouped import grouped_reducescatter as grouped_reducescatter
 from collective.handles import Handle as Handle
 from collective.launch.function import run as run
+from collective.monitor.activity import report_step as report_step
 from collective.objects import allgather_object as allgather_object
 from collective.objects import broadcast_object as broadcast_object
 from collective.process_sets import ProcessSet as ProcessSet

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from types import TracebackType
+
+from collective.monitor import link
 
 Hook = Callable[[type[BaseException], BaseException, TracebackType | None], None]
 
@@ -26,9 +29,9 @@ def end_job_on_exception(where: str, abort: Callable[[int], None]) -> Callable[[
     """
     previous: Hook = sys.excepthook
 
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        previous(kind, error, traceback)
-        report(where, f"uncaught {kind.__name__}: {error}")
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        previous(kind, error, trace)
+        report(where, f"uncaught {kind.__name__}: {error}", error)
         abort(1)
 
     def undo() -> None:
@@ -39,10 +42,11 @@ def end_job_on_exception(where: str, abort: Callable[[int], None]) -> Callable[[
     return undo
 
 
-def report(where: str, cause: str) -> None:
-    """Say on stderr which rank ends the job, and why."""
+def report(where: str, cause: str, error: BaseException | None = None) -> None:
+    """Say on stderr which rank ends the job, and why, and tell the supervisor more."""
     print(
         f"collective: {where} on host {socket.gethostname()}: {cause.rstrip('.')}. The job ends.",
         file=sys.stderr,
         flush=True,
     )
+    link.tell_failure(cause, error, "".join(traceback.format_exception(error)) if error else "")

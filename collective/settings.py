@@ -42,6 +42,8 @@ class Settings:
         completion_file: A file that rank 0 makes once all ranks have come to their end, for who supervises the job.
         elastic: 1: ranks that are left when one has died go on without it (``collective run --elastic``).
         snapshot_folder: Where each host keeps snapshots in memory; who supervises the job says it, and removes it.
+        monitor: Where ``collective run`` listens to the ranks, and the key; set by it.
+        lost_seconds: Seconds without a word from a host's ranks after which ``collective run`` ends the job; 0: never.
         timeline: Where rank 0 writes what every operation waited for; empty or ``DYNAMIC``: when it is told to.
         timeline_mark_cycles: 1: also when the ranks compare what they call.
     """
@@ -58,6 +60,8 @@ class Settings:
     completion_file: str = ""
     elastic: int = 0
     snapshot_folder: str = ""
+    monitor: str = ""
+    lost_seconds: float = 120.0
     timeline: str = ""
     timeline_mark_cycles: int = 0
 
@@ -70,6 +74,7 @@ class Settings:
         _check_range("fusion_bytes", self.fusion_bytes, least=0)
         _check_range("stall_seconds", self.stall_seconds, least=0)
         _check_range("timeout_seconds", self.timeout_seconds, least=0)
+        _check_range("lost_seconds", self.lost_seconds, least=0)
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

@@ -24,6 +24,7 @@ from collective.errors import (
     SettingError,
     TransportError,
 )
+from collective.monitor import link
 from collective.process_sets import ProcessSet, global_process_set
 from collective.topology import Topology
 
@@ -66,10 +67,13 @@ def init(
     chosen = settings.from_environment(os.environ)
     launch = launched.detect(os.environ)
     # The backend has things to say while it starts, before it knows its rank for sure.
-    log.configure(chosen.log_level, f"process {launch.rank} of {launch.size}" if launch else "this process")
+    launched_as = f"process {launch.rank} of {launch.size}" if launch else "this process"
+    log.configure(chosen.log_level, launched_as)
+    link.connect(chosen.monitor, launched_as)
     backend = _start_backend(chosen, launch, os.environ, comm)
     where = backend.topology.where
     log.configure(chosen.log_level, where)
+    link.tell("joined", rank=backend.topology.rank, size=backend.topology.size)
     undo = crash.end_job_on_exception(where, backend.abort) if backend.topology.size > 1 else lambda: None
     _world = World(backend, undo, chosen.completion_file)
     global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None
@@ -113,6 +117,7 @@ def shutdown() -> None:
         # Ranks that come later would wait for ever, in the middle of an operation that this one has given up.
         atexit.register(world.backend.abort, 1)
         raise
+    link.tell("left")
     if world.completion_file and world.backend.topology.rank == 0:
         Path(world.completion_file).touch()
 

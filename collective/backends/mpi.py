@@ -21,11 +21,12 @@ from collective.engine.planner import Planner
 from collective.engine.stand_in import stand_in
 from collective.engine.ways import Resources
 from collective.errors import MismatchError
+from collective.monitor import activity
 from collective.reduce_ops import ReduceOp
 from collective.settings import Settings
 from collective.transport import mpi
 from collective.transport.hosts import share_memory
-from collective.transport.patience import Patience
+from collective.transport.patience import NOTHING_YET, Patience
 
 
 class MpiBackend(Backend):
@@ -71,6 +72,7 @@ class MpiBackend(Backend):
             LaunchError: when launcher and library don't fit.
         """
         patience = Patience(settings.stall_seconds, settings.timeout_seconds)
+        activity.last_operation = lambda: "" if patience.operation is NOTHING_YET else patience.operation
         return cls(mpi.connect(patience, environment, comm), settings, patience)
 
     def tune(self) -> tuning.Crossovers:

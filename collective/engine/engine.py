@@ -23,6 +23,7 @@ from collective.engine.negotiation import Outcome, negotiate
 from collective.engine.operation import Operation
 from collective.engine.recorded import Recorded
 from collective.errors import ArgumentError, MismatchError, NonFiniteError
+from collective.monitor import link
 from collective.transport.base import Request, Transport
 from collective.transport.patience import Patience
 
@@ -31,6 +32,8 @@ MOST_NAMES = 10_000
 
 
 THREAD_NAME = "collective-engine"
+# Threads of the library's that call no operations.
+OWN_THREADS = (THREAD_NAME, link.THREAD_NAME)
 
 
 # Tell how many threads of a pool have nothing to do: until they get work, they call nothing.
@@ -40,7 +43,7 @@ idle_threads: list[Callable[[], int]] = []
 def count_threads() -> int:
     """The process's threads that could call something: Python's own, without engines', idle ones and foreign code's."""
     threads = sum(
-        not isinstance(thread, threading._DummyThread) and thread.name != THREAD_NAME
+        not isinstance(thread, threading._DummyThread) and thread.name not in OWN_THREADS
         for thread in threading.enumerate()
     )
     return threads - sum(idle() for idle in idle_threads)

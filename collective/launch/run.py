@@ -15,8 +15,9 @@ from pathlib import Path
 from collective import launched
 from collective.errors import LaunchError
 from collective.launch import dialects, environment, hostfile, library, machines
+from collective.launch.attempt import Attempt, address
 from collective.launch.plan import Plan, place
-from collective.launch.supervisor import COMPLETION, Attempt, supervise
+from collective.launch.supervisor import supervise
 from collective.settings import from_environment
 
 # What a message carries beside its segment: the MPI's own header, and a little.
@@ -69,24 +70,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let the ranks that are left go on when one has died (Open MPI 5)",
     )
+    parser.add_argument(
+        "--report",
+        default="",
+        metavar="FILE",
+        help="say there, as JSON, how the job ended and why (default: a temporary file, if it fails)",
+    )
     parser.add_argument("--verbose", action="store_true", help="print the launcher's command line, then run it")
     parser.add_argument("--dry-run", action="store_true", help="print the launcher's command line and stop")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Become the MPI's launcher, so that its exit status is ours and signals reach it; returns only after a dry run.
-
-    With ``--restarts`` this process stays, and starts the launcher as often as it takes.
-    """
+    """Start the job and watch it until its end, as often as ``--restarts`` allows; returns the last exit status."""
     restarts = _whole_number("--restarts", arguments.restarts, least=0)
-    if restarts and not arguments.dry_run:
-        own = {**os.environ, **environment.assigned(arguments.variables, os.environ)}.get(COMPLETION, "")
-        return supervise(functools.partial(_attempt, arguments), restarts, own)
-    line, variables = _attempt(arguments)[:2]
     if arguments.dry_run:
+        _attempt(arguments)
         return 0
-    return os.execve(line.arguments[0], line.arguments, variables)  # noqa: S606  # no shell is wanted
+    return supervise(functools.partial(_attempt, arguments), restarts, arguments.report)
 
 
 def _attempt(arguments: argparse.Namespace, variables: Mapping[str, str] | None = None, again: bool = False) -> Attempt:
@@ -108,9 +109,8 @@ def _attempt(arguments: argparse.Namespace, variables: Mapping[str, str] | None 
         shown = [f"{name}={value}" for name, value in defaults.items()]
         text = shlex.join(["env", *shown, *line.arguments])
         print(text, file=sys.stdout if arguments.dry_run else sys.stderr, flush=True)
-    # Rank 0's word is heard where it runs here, or leaves it where the user said.
-    heard = COMPLETION in {**os.environ, **asked_for} or not plan.remote or machines.is_local(plan.hosts[0].name)
-    return Attempt(line, theirs | defaults, plan.ranks, plan.remote and heard)
+    where = address(plan.remote, plan.head, plan.scheduled)
+    return Attempt(line, theirs | defaults, plan.ranks, where, from_environment(theirs))
 
 
 def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for: Iterable[str], again: bool) -> Plan:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 
 from collective.errors import TransportError
 from collective.log import logger
+from collective.monitor import activity
 
 # Sleeping costs some 50 us of delay, too much for a short message. So a wait first only asks, then yields the core, for
 # so many seconds; then it sleeps for a part of the time it has waited already, so a sleep delays it by so much at most.
@@ -18,6 +20,8 @@ LONGEST_SLEEP = 1e-3
 # What takes a wire a millisecond is worth sleeping for at once, and longer: the next messages come in meanwhile.
 SHORTEST_SLEEP_FOR_BYTES = 5e-5
 SLEEP_SHARE_FOR_BYTES = 0.5
+# What messages call an operation before there was one.
+NOTHING_YET = "an operation"
 
 
 class Patience:
@@ -30,7 +34,7 @@ class Patience:
 
     def __init__(self, stall_seconds: float, timeout_seconds: float = 0) -> None:
         self.stall_seconds, self.timeout_seconds = stall_seconds, timeout_seconds
-        self.operation: object = "an operation"  # what messages say; made a text only then
+        self.operation: object = NOTHING_YET  # what messages say; made a text only then
         # What keeps messages moving that this rank has sent. MPI moves them only while it is called: a rank that waits
         # for a flag in shared memory may be waited for by one that still lacks the end of an earlier message.
         self.progress: Callable[[], object] = lambda: None
@@ -51,10 +55,18 @@ class Patience:
         for _ in range(1 if for_bytes else ASKS):
             if test():
                 return
+        try:
+            self._wait(test, whom, for_bytes)
+        finally:
+            activity.waits.pop(threading.get_ident(), None)
+
+    def _wait(self, test: Callable[[], bool], whom: Callable[[], str], for_bytes: bool) -> None:
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
         while not test():
             waited = time.perf_counter() - started
+            if waited > AWAKE and threading.get_ident() not in activity.waits:
+                activity.waits[threading.get_ident()] = activity.Wait(self.operation, started, whom)
             if for_bytes:  # to ask for a message moves messages by itself
                 time.sleep(min(max(waited * SLEEP_SHARE_FOR_BYTES, SHORTEST_SLEEP_FOR_BYTES), LONGEST_SLEEP))
             elif waited < AWAKE:

@@ -1,0 +1,147 @@
+"""One start of a job: its launcher runs, its ranks are watched, and what went wrong is found out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any, NamedTuple
+
+from collective.launch import verdict
+from collective.launch.dialects import Line
+from collective.launch.monitor import Monitor
+from collective.launch.watch import Watch
+from collective.monitor import activity
+from collective.settings import Settings
+
+# How often a running job is looked at, in seconds.
+LOOK_SECONDS = 1.0
+# How long a launcher may take to end its ranks when it is told to.
+END_SECONDS = 15.0
+# The last messages of ranks may come after the launcher has ended.
+LAST_WORDS_SECONDS = 2.0
+STATUS_OF_AN_INCOMPLETE_JOB = 1
+
+
+class Attempt(NamedTuple):
+    """What is started.
+
+    Attributes:
+        line: The launcher's command line.
+        environment: The launcher's whole environment.
+        ranks: Number of processes.
+        address: This machine's, as the ranks see it; empty: not known, so that nobody watches them.
+        settings: The ranks'.
+    """
+
+    line: Line
+    environment: Mapping[str, str]
+    ranks: int
+    address: str
+    settings: Settings
+
+
+class Ending(NamedTuple):
+    """How it ended.
+
+    Attributes:
+        status: The launcher's, as a shell tells it.
+        stopped: Whether this process was told to stop.
+        seconds: How long it ran.
+        verdict: See ``verdict.judge``.
+    """
+
+    status: int
+    stopped: bool
+    seconds: float
+    verdict: dict[str, Any]
+
+
+def run(attempt: Attempt) -> Ending:
+    """Run a job once, to its end."""
+    monitor = Monitor(attempt.address) if attempt.address else None
+    watch = Watch(monitor, attempt.settings.stall_seconds, attempt.settings.lost_seconds, say) if monitor else None
+    kills, began = activity.out_of_memory_kills(), time.monotonic()
+    try:
+        variables = monitor.variables if monitor else {}
+        status, stopped, lost = _run(attempt.line, {**attempt.environment, **variables}, watch)
+        seconds = time.monotonic() - began
+        if monitor:
+            monitor.hear_out(LAST_WORDS_SECONDS)
+    finally:
+        if monitor:
+            monitor.close()
+    ranks = monitor.ranks if monitor else []
+    if not status and not all(rank.left for rank in ranks if rank.rank is not None):
+        # Launchers have been seen to end with 0 when a host was lost.
+        status, lost = STATUS_OF_AN_INCOMPLETE_JOB, "the launcher tells of success, but ranks never came to their end"
+    found = verdict.judge(ranks, status, attempt.ranks, activity.out_of_memory_kills() != kills)
+    if lost:
+        found["cause"] = lost
+    return Ending(status, stopped, seconds, found)
+
+
+def say(text: str) -> None:
+    """Print a line to stderr."""
+    print(f"collective run: {text}", file=sys.stderr, flush=True)
+
+
+def address(remote: bool, head: str, scheduled: bool) -> str:
+    """By which address the ranks reach this machine; empty: not known.
+
+    Args:
+        remote: Whether some run on other hosts that the user has named.
+        head: This machine's address as those see it.
+        scheduled: Whether a scheduler has them run where it likes.
+    """
+    if remote:
+        return head
+    if not scheduled:
+        return "127.0.0.1"
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""
+
+
+def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tuple[int, bool, str]:
+    """Run the launcher; its status, whether this process was told to stop, and why it was given up."""
+    told: list[int] = []
+    launcher = subprocess.Popen(line.arguments, env=dict(environment))
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        told.append(number)
+        if not (number == signal.SIGINT and _from_terminal()):
+            launcher.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    lost = ""
+    try:
+        while True:
+            try:
+                status = launcher.wait(END_SECONDS if lost else LOOK_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                if lost:
+                    launcher.kill()
+                elif lost := watch.look() if watch else "":
+                    say(f"{lost}; the job is ended")
+                    launcher.terminate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    status = status if status >= 0 else verdict.SIGNALLED - status
+    return (status or STATUS_OF_AN_INCOMPLETE_JOB) if lost else status, bool(told), lost
+
+
+def _from_terminal() -> bool:
+    """Whether a terminal sends its interrupt to the launcher as well: it is in the same group."""
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,166 @@
+"""The supervisor's side of a job: what it hears from its ranks, and when it last heard from each.
+
+All connections are one thread's, which sleeps until something comes. The kernel hands over the ends of connections in
+the order in which they came, and a process's connections end with it: so the first that ends without a word is the
+rank that took the others along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import selectors
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from collective.errors import TransportError
+from collective.monitor.channel import Channel, Message, new_key
+from collective.monitor.link import VARIABLE
+
+# How long a connection may take to prove that it has the key, and a message to arrive once it has begun.
+SECONDS = 5.0
+CONNECTIONS_AT_ONCE = 16
+
+
+@dataclasses.dataclass(eq=False)
+class Rank:
+    """What is known of a process of the job.
+
+    Attributes:
+        channel: The connection to it.
+        host: Its host's name.
+        process: Its process number there.
+        launched_as: What the launcher calls it.
+        rank: Its number; None: it has not come to ``init``'s end.
+        size: The number of ranks that it knows of.
+        said: Its last status.
+        heard: When it last said something, by ``time.monotonic``.
+        left: Whether it has said that it leaves the job.
+        ended: When its connection ended; None: it hasn't.
+        failure: What it said before it failed.
+        failed: When.
+        stacks: Where its threads are, if that was asked.
+    """
+
+    channel: Channel
+    host: str
+    process: int
+    launched_as: str
+    rank: int | None = None
+    size: int | None = None
+    said: Message = dataclasses.field(default_factory=dict)
+    heard: float = 0.0
+    left: bool = False
+    ended: float | None = None
+    failure: Message | None = None
+    failed: float = 0.0
+    stacks: str = ""
+
+    @property
+    def label(self) -> str:
+        """Such as ``rank 1 on host node3 (process 4711)``."""
+        number = self.launched_as if self.rank is None else f"rank {self.rank}"
+        return f"{number} on host {self.host} (process {self.process})"
+
+
+class Monitor:
+    """Listens to the ranks of a job.
+
+    Args:
+        address: Of this machine, as the ranks' hosts see it; loopback where all ranks run here.
+    """
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self._key = new_key()
+        self._listener = socket.create_server((address, 0), backlog=1024)
+        self._address = address
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._wake, self._bell = socket.socketpair()
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._pool = ThreadPoolExecutor(CONNECTIONS_AT_ONCE)
+        self._lock = threading.Lock()
+        self.ranks: list[Rank] = []
+        self._thread = threading.Thread(target=self._serve, name="collective-monitor", daemon=True)
+        self._thread.start()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the ranks' environment has to say."""
+        return {VARIABLE: f"{self._address}:{self._listener.getsockname()[1]}:{self._key.hex()}"}
+
+    def tell(self, kind: str, to: Rank | None = None, **fields: Any) -> None:
+        """Send a message to a rank, or to all that are there."""
+        with self._lock:
+            present = [to] if to else [rank for rank in self.ranks if rank.ended is None]
+        for rank in present:
+            with contextlib.suppress(OSError):
+                rank.channel.send(kind, **fields)
+
+    def hear_out(self, seconds: float) -> None:
+        """Wait until all connections have ended: the last words come after the processes' end."""
+        deadline = time.monotonic() + seconds
+        while any(rank.ended is None for rank in self.ranks) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._bell.close()
+        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+        self._listener.close()
+        self._selector.close()
+        self._wake.close()
+        for rank in self.ranks:
+            rank.channel.close()
+
+    def _serve(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._wake:
+                    return
+                if key.fileobj is self._listener:
+                    connection, _ = self._listener.accept()
+                    self._pool.submit(self._welcome, connection)
+                else:
+                    self._hear(key.data)
+
+    def _welcome(self, connection: socket.socket) -> None:
+        """Make sure that a connection is a rank's."""
+        connection.settimeout(SECONDS)
+        try:
+            channel = Channel(connection, self._key, is_supervisor=True)
+            hello = channel.receive()
+            if hello is None or hello["kind"] != "hello":
+                raise TransportError("a rank says hello", received=str(hello and hello["kind"]))
+        except (OSError, TransportError, ValueError):
+            connection.close()
+            return
+        rank = Rank(channel, hello["host"], hello["process"], hello["launched_as"], heard=time.monotonic())
+        with self._lock:
+            self.ranks.append(rank)
+            self._selector.register(channel, selectors.EVENT_READ, rank)
+
+    def _hear(self, rank: Rank) -> None:
+        rank.heard = time.monotonic()
+        try:
+            message = rank.channel.receive()
+        except (OSError, TransportError, ValueError):
+            message = None
+        if message is None:
+            rank.ended = rank.heard
+            self._selector.unregister(rank.channel)
+            return
+        kind = message.pop("kind")
+        if kind == "joined":
+            rank.rank, rank.size, rank.left = message["rank"], message["size"], False
+        elif kind == "left":
+            rank.left = True
+        elif kind == "failure":
+            rank.failure, rank.failed = rank.failure or message, rank.failed or rank.heard
+        else:
+            rank.stacks = message.pop("stacks", rank.stacks)
+            rank.said = message

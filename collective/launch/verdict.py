@@ -1,0 +1,121 @@
+"""Why a job failed: the rank that was the first, and what it and the others were at."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from collective.launch.monitor import Rank
+
+# A shell's, and every launcher's, way to say that a signal has ended a program.
+SIGNALLED = 128
+
+Verdict = dict[str, Any]
+
+
+def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool = False) -> Verdict:
+    """Find the rank that the job has failed for.
+
+    Args:
+        ranks: What the ranks have said.
+        status: The launcher's exit status.
+        expected: Number of ranks that were started.
+        out_of_memory: Whether the kernel has ended processes of this host for lack of memory meanwhile.
+
+    Returns:
+        ``cause`` in words; ``rank``, ``host``, ``process``, ``operation``, ``step`` and so on of the rank that was the
+        first (None: not known); ``others``: what the other ranks were at.
+    """
+    # A rank that ends its part in peace says so first. Of those that don't, the first has taken the others along.
+    failures = [(rank.failed, rank) for rank in ranks if rank.failure]
+    deaths = [(rank.ended, rank) for rank in ranks if rank.ended and not rank.left and not rank.failure]
+    first = min([*failures, *deaths], key=lambda event: event[0], default=(0.0, None))[1]
+    if first is None:
+        absent = expected - len(ranks)
+        cause = f"{absent} of {expected} ranks never came to init()" if absent > 0 else _ended(status)
+        return unknown(cause, ranks)
+    cause = first.failure["cause"] if first.failure else _ended(status)
+    if not first.failure and out_of_memory:
+        cause += ", for lack of memory (the kernel counts such a kill)"
+    others = [_seen(rank) for rank in ranks if rank is not first]
+    return {"cause": cause, **_seen(first), "others": others}
+
+
+def unknown(cause: str, ranks: Sequence[Rank] = ()) -> Verdict:
+    """The verdict where no rank is to blame."""
+    return {"cause": cause, "rank": None, "others": [_seen(rank) for rank in ranks]}
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict as a line for people."""
+    if verdict["rank"] is None and "launched_as" not in verdict:
+        return f"{verdict['cause']}."
+    number = verdict["launched_as"] if verdict["rank"] is None else f"rank {verdict['rank']}"
+    parts = [f"{number} on host {verdict['host']} (process {verdict['process']}): {verdict['cause'].rstrip('.')}"]
+    if verdict["operation"]:
+        parts.append(f"in {verdict['operation']}" if verdict["waited_seconds"] else f"last in {verdict['operation']}")
+    if verdict["step"] is not None:
+        parts.append(f"at step {verdict['step']}")
+    if verdict["memory_high_water"]:
+        parts.append(f"memory at most {verdict['memory_high_water'] / 2**20:.0f} MiB")
+    waits = [other for other in verdict["others"] if other["waited_seconds"] and other["rank"] is not None]
+    if waits:
+        longest = max(waits, key=lambda other: other["waited_seconds"])
+        parts.append(f"rank {longest['rank']} waited for {longest['waits_for']} in {longest['operation']}")
+    return ", ".join(parts) + "."
+
+
+def write(content: Verdict, file: str) -> Path | None:
+    """Write the report that programs read.
+
+    Args:
+        content: What it says.
+        file: Where; empty: a new file among the temporary ones, readable by this user only.
+
+    Returns:
+        Where it is; None: it can't be written.
+    """
+    text = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **content}, indent=1)
+    try:
+        if file:
+            Path(file).write_text(text)
+            return Path(file)
+        handle, name = tempfile.mkstemp(prefix="collective-report-", suffix=".json")
+        with os.fdopen(handle, "w") as new:
+            new.write(text)
+        return Path(name)
+    except OSError:
+        return None
+
+
+def _seen(rank: Rank) -> Verdict:
+    """What is known of a rank: what it said when it failed, or else its last status."""
+    said: Verdict = {
+        "operation": "",
+        "step": None,
+        "memory_high_water": 0,
+        "waited_seconds": 0,
+        "waits_for": "",
+        "error": "",
+        "traceback": "",
+        **rank.said,
+        **(rank.failure or {}),
+    }
+    own = {name: getattr(rank, name) for name in ("rank", "size", "host", "process", "launched_as", "stacks")}
+    return {**said, **own}
+
+
+def _ended(status: int) -> str:
+    """An exit status in words."""
+    if status > SIGNALLED:
+        try:
+            return f"ended by {signal.Signals(status - SIGNALLED).name}"
+        except ValueError:
+            pass
+    return f"ended without a word, and the job with status {status}"

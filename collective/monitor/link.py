@@ -1,0 +1,114 @@
+"""A rank's side: a thread that tells the supervisor how the rank is, and answers what it asks."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from collective.errors import TransportError
+from collective.log import logger
+from collective.monitor import activity
+from collective.monitor.channel import Channel, Message
+
+# Where the supervisor listens and the job's key, as ``address:port:key``.
+VARIABLE = "COLLECTIVE_MONITOR"
+THREAD_NAME = "collective-monitor"
+STATUS_SECONDS = 1.0
+# How long a connection or a message may take.
+SECONDS = 10.0
+
+# Called with a message of this kind, in the link's thread, when the supervisor sends one.
+handlers: dict[str, Callable[[Message], None]] = {}
+_link: Link | None = None
+_told = ""
+
+
+class Link:
+    """A connection to the supervisor.
+
+    Args:
+        address: Where it listens.
+        port: Its port there.
+        key: The job's.
+    """
+
+    def __init__(self, address: str, port: int, key: bytes) -> None:
+        connection = socket.create_connection((address, port), SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._channel = Channel(connection, key, is_supervisor=False)
+        self.process = os.getpid()
+        threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True).start()
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Send a message, unless the supervisor is gone or this is a forked child."""
+        if os.getpid() != self.process:
+            return
+        try:
+            self._channel.send(kind, **fields)
+        except OSError as error:
+            logger.debug("the supervisor doesn't hear: %s", error)
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                ready, _, _ = select.select([self._channel], [], [], STATUS_SECONDS)
+                if not ready:
+                    self._channel.send("status", **activity.now())
+                    continue
+                message = self._channel.receive()
+                if message is None:
+                    return
+                self._answer(message)
+        except (OSError, ValueError, TransportError) as error:  # the job goes on without
+            logger.debug("no supervisor any more: %s", error)
+
+    def _answer(self, message: Message) -> None:
+        if message["kind"] == "stacks":
+            self._channel.send("stacks", stacks=activity.stacks(), **activity.now())
+        elif message["kind"] in handlers:
+            handlers[message["kind"]](message)
+
+
+def connect(told: str, launched_as: str) -> None:
+    """Connect to the supervisor, once in a process; before MPI is started, so that it hears if that goes wrong.
+
+    Args:
+        told: The variable's value; empty: there is no supervisor.
+        launched_as: What the launcher calls this process, such as ``process 2 of 4``.
+    """
+    global _link, _told
+    os.environ.pop(VARIABLE, None)  # children have no business with the key
+    told = _told = told or _told
+    if not told or (_link and _link.process == os.getpid()):
+        return
+    address, port, key = told.rsplit(":", 2)
+    try:
+        _link = Link(address, int(port), bytes.fromhex(key))
+    except (OSError, ValueError) as error:
+        logger.warning("The supervisor of this job can't be reached, so nobody watches this rank: %s", error)
+        return
+    tell("hello", launched_as=launched_as, **activity.place())
+
+
+def tell(kind: str, **fields: Any) -> None:
+    """Send a message to the supervisor, if there is one."""
+    if _link:
+        _link.tell(kind, **fields)
+
+
+def tell_failure(cause: str, error: BaseException | None = None, trace: str = "") -> None:
+    """Tell that this rank fails, and why; the job is about to end.
+
+    Args:
+        cause: In words.
+        error: The exception, if it is one; the library's own know their operation.
+        trace: Its traceback.
+    """
+    fields = activity.now()
+    operation = getattr(error, "operation", "") or fields.pop("operation")
+    kind = type(error).__name__ if error else ""
+    tell("failure", **{**fields, "cause": cause, "error": kind, "operation": operation, "traceback": trace[-20_000:]})
