@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from collective.errors import MismatchError, TransportError
 from collective.launch.monitor import Rank
 
 # A shell's, and every launcher's, way to say that a signal has ended a program.
@@ -35,7 +36,10 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
     # A rank that ends its part in peace says so first. Of those that don't, the first has taken the others along.
     failures = [(rank.failed, rank) for rank in ranks if rank.failure]
     deaths = [(rank.ended, rank) for rank in ranks if rank.ended and not rank.left and not rank.failure]
-    first = min([*failures, *deaths], key=lambda event: event[0], default=(0.0, None))[1]
+    # A mismatch comes to all ranks at once; one of them may have said more, such as that it came to its end too early.
+    first = min([*failures, *deaths], key=lambda event: (_is(MismatchError, event[1]), event[0]), default=(0.0, None))[
+        1
+    ]
     if first is None:
         absent = expected - len(ranks)
         cause = f"{absent} of {expected} ranks never came to init()" if absent > 0 else _ended(status)
@@ -43,8 +47,12 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
     cause = first.failure["cause"] if first.failure else _ended(status)
     if not first.failure and out_of_memory:
         cause += ", for lack of memory (the kernel counts such a kill)"
+    late = _late(first, ranks)
+    if late:
+        cause = f"it was late or had stopped, and {first.label} has given up waiting for it: {cause}"
+        first = late
     others = [_seen(rank) for rank in ranks if rank is not first]
-    return {"cause": cause, **_seen(first), "others": others}
+    return {**_seen(first), "cause": cause, "others": others}
 
 
 def unknown(cause: str, ranks: Sequence[Rank] = ()) -> Verdict:
@@ -92,6 +100,26 @@ def write(content: Verdict, file: str) -> Path | None:
         return Path(name)
     except OSError:
         return None
+
+
+def _late(first: Rank, ranks: Sequence[Rank]) -> Rank | None:
+    """The rank that ``first`` waited for in vain, if that is why it failed: one that neither waited nor failed."""
+    if not _is(TransportError, first):
+        return None
+    silent = (
+        rank
+        for rank in ranks
+        if not rank.failure
+        and not rank.left
+        and not rank.said.get("waited_seconds")
+        and (rank.ended is None or rank.ended > first.failed)
+    )
+    return next(silent, None)
+
+
+def _is(kind: type[Exception], rank: Rank) -> bool:
+    """Whether a rank has failed with this error."""
+    return rank.failure is not None and rank.failure["error"] == kind.__name__
 
 
 def _seen(rank: Rank) -> Verdict:

@@ -1,5 +1,7 @@
 """A failing rank ends the job: non-zero, within 5 seconds, with rank and cause on stderr."""
 
+import json
+import os
 import sys
 import time
 
@@ -28,18 +30,40 @@ CASES = {
     "exit without a word": ("if r == 1: os._exit(7)\nc.allreduce(np.ones(3))", ["Exit code:    7"]),
 }
 
+# Which rank is to blame, where it is one's fault alone.
+REPORTED = {
+    "exception while others wait": 1,
+    "exception while others compute": 1,
+    "early end": 1,
+    "early end with a status": 1,
+    "killed": 1,
+    "exit without a word": 1,
+}
+
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_job_ends_and_says_why(case):
+def test_the_job_ends_and_says_why(case, tmp_path):
     code, expected = CASES[case]
+    report = tmp_path / "report.json"
     marked = PROLOGUE + "if r == 0: print('started', time.time(), flush=True)\n" + code
-    result = run_job(3, sys.executable, "-c", marked, timeout=60)
+    result = run_job(3, sys.executable, "-c", marked, timeout=60, options=("--report", str(report)))
     ended = time.time()
     assert result.returncode != 0
     started = float(result.stdout.split("started")[1].split()[0])
     assert ended - started < 5
     for text in expected:
         assert text in result.stderr + result.stdout
+    (told,) = json.loads(report.read_text())["attempts"]
+    assert told["status"] == result.returncode
+    assert told["host"] == os.uname().nodename
+    assert told["process"] > 0
+    assert told["rank"] == REPORTED.get(case, told["rank"])
+    assert f"rank {told['rank']} on host {told['host']}" in result.stderr
+    if case.startswith("exception"):
+        assert told["traceback"].endswith(told["cause"].removeprefix("uncaught ") + "\n")
+    if case == "killed":
+        assert told["cause"] == "ended by SIGKILL"
+    assert told["memory_high_water"] > 2**20
 
 
 def test_a_job_that_goes_well_ends_well_and_says_nothing():
@@ -73,6 +97,38 @@ def test_a_stalled_rank_is_reported_by_those_that_wait():
     assert result.returncode == 0
     assert "rank 0 of 2: WARNING: allreduce 'late one' of float64[3] Average has waited" in result.stderr
     assert "rank 1 of 2" not in result.stderr
+
+
+def test_a_rank_that_is_late_is_named_with_where_it_is():
+    code = PROLOGUE + "def load(): time.sleep(6)\nif r == 1: load()\nc.allreduce(np.ones(3), name='late one')"
+    result = run_job(2, sys.executable, "-c", code, COLLECTIVE_STALL_SECONDS="1")
+    assert result.returncode == 0
+    assert "collective run: rank 1 on host " in result.stderr
+    assert "is late: rank 0 on host" in result.stderr
+    assert "in allreduce 'late one' of float64[3]" in result.stderr
+    assert "in load" in result.stderr.split("It is at:")[1]
+
+
+def test_a_stopped_rank_is_named_as_such_and_is_to_blame_when_the_others_give_up(tmp_path):
+    code = PROLOGUE + "c.report_step(17)\nif r == 1: time.sleep(1.5); os.kill(os.getpid(), 19)\nc.barrier()"
+    report = tmp_path / "report.json"
+    limits = {"COLLECTIVE_STALL_SECONDS": "2", "COLLECTIVE_TIMEOUT_SECONDS": "9"}
+    began = time.monotonic()
+    result = run_job(3, sys.executable, "-c", code, options=("--report", str(report)), **limits)
+    assert result.returncode != 0
+    assert time.monotonic() - began < 30
+    assert "its process is stopped" in result.stderr
+    (told,) = json.loads(report.read_text())["attempts"]
+    assert (told["rank"], told["step"]) == (1, 17)
+    assert "given up waiting for it" in told["cause"]
+    assert {other["rank"] for other in told["others"]} == {0, 2}
+
+
+def test_a_rank_that_never_calls_init_is_missed():
+    code = "import collective as c, sys, os\nif os.environ.get('OMPI_COMM_WORLD_RANK') == '1': sys.exit(3)\nc.init()"
+    result = run_job(2, sys.executable, "-c", code)
+    assert result.returncode != 0
+    assert "1 of 2 ranks never came to init()" in result.stderr
 
 
 def as_if_launched(**environment):

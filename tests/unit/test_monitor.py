@@ -1,0 +1,193 @@
+"""What ranks and their supervisor tell each other: signed, counted, of limited length; and what is made of it."""
+
+import json
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from collective.errors import TransportError
+from collective.launch import verdict
+from collective.launch.monitor import Monitor, Rank
+from collective.launch.watch import Watch
+from collective.monitor import activity
+from collective.monitor.channel import HEAD, LONGEST, Channel, new_key
+
+opened = []
+
+
+@pytest.fixture(autouse=True)
+def close_all():
+    yield
+    while opened:
+        opened.pop().close()
+
+
+def pair():
+    opened.extend(socket.socketpair())
+    return opened[-2:]
+
+
+def ends(key, other_key=None):
+    """Both ends of a connection, once they have agreed."""
+    ours, theirs = pair()
+    for end in (ours, theirs):
+        end.settimeout(5)
+    made = []
+    thread = threading.Thread(target=lambda: made.append(Channel(theirs, other_key or key, is_supervisor=False)))
+    thread.start()
+    supervisor = Channel(ours, key, is_supervisor=True)
+    thread.join()
+    return supervisor, made[0], ours, theirs
+
+
+def test_messages_arrive_in_both_directions_and_the_end_is_seen():
+    supervisor, rank, *_ = ends(new_key())
+    rank.send("status", step=3, operation="allreduce 'a'")
+    supervisor.send("stacks")
+    assert supervisor.receive() == {"kind": "status", "step": 3, "operation": "allreduce 'a'"}
+    assert rank.receive() == {"kind": "stacks"}
+    rank.close()
+    assert supervisor.receive() is None
+
+
+def test_a_message_of_who_has_another_key_is_refused():
+    supervisor, rank, *_ = ends(new_key(), new_key())
+    rank.send("status")
+    with pytest.raises(TransportError, match="a wrong signature"):
+        supervisor.receive()
+
+
+@pytest.mark.parametrize("reflected", [False, True])
+def test_a_message_that_is_repeated_or_sent_back_is_refused(reflected):
+    supervisor, rank, ours, theirs = ends(new_key())
+    rank.send("status")
+    copied = ours.recv(2**16, socket.MSG_PEEK)
+    assert supervisor.receive() == {"kind": "status"}
+    (ours if reflected else theirs).sendall(copied)
+    with pytest.raises(TransportError, match="a wrong signature"):
+        (rank if reflected else supervisor).receive()
+
+
+def test_a_length_is_looked_at_before_anything_is_read():
+    supervisor, _, _, theirs = ends(new_key())
+    theirs.sendall(HEAD.pack(LONGEST + 1, bytes(32)))
+    began = time.monotonic()
+    with pytest.raises(TransportError, match="at most"):
+        supervisor.receive()
+    assert time.monotonic() - began < 1
+
+
+def joined(monitor, number, **status):
+    """A connection of a rank to a monitor."""
+    address, port, key = next(iter(monitor.variables.values())).rsplit(":", 2)
+    opened.append(socket.create_connection((address, int(port)), 5))
+    channel = Channel(opened[-1], bytes.fromhex(key), is_supervisor=False)
+    channel.send("hello", launched_as=f"process {number} of 3", host=activity.place()["host"], process=1000 + number)
+    channel.send("joined", rank=number, size=3)
+    channel.send("status", **{**activity.now(), **status})
+    return channel
+
+
+def until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def monitor():
+    monitor = Monitor()
+    yield monitor
+    monitor.close()
+
+
+def test_strangers_are_not_listened_to(monitor):
+    address, port, _ = next(iter(monitor.variables.values())).rsplit(":", 2)
+    with socket.create_connection((address, int(port)), 5) as stranger:
+        stranger.sendall(bytes(32) + struct.pack("!I", 20) + bytes(52))
+        stranger.settimeout(5)
+        while stranger.recv(1024):
+            pass
+    assert not monitor.ranks
+
+
+def test_the_rank_that_ended_first_without_a_word_is_to_blame(monitor):
+    channels = [joined(monitor, number, operation=f"operation {number}") for number in range(3)]
+    until(lambda: len(monitor.ranks) == 3 and all(rank.said for rank in monitor.ranks))
+    channels[0].send("left")
+    channels[0].close()
+    until(lambda: sum(rank.ended is not None for rank in monitor.ranks) == 1)
+    for channel in (channels[2], channels[1]):
+        channel.close()
+    until(lambda: all(rank.ended for rank in monitor.ranks))
+    found = verdict.judge(monitor.ranks, 137, 3)
+    assert (found["rank"], found["operation"], found["cause"]) == (2, "operation 2", "ended by SIGKILL")
+    assert "rank 2 on host" in verdict.sentence(found)
+    assert "for lack of memory" in verdict.judge(monitor.ranks, 137, 3, out_of_memory=True)["cause"]
+
+
+def test_a_rank_that_others_gave_up_on_is_to_blame_and_not_they(monitor):
+    channels = [joined(monitor, number) for number in range(3)]
+    channels[0].send("failure", cause="every rank takes part", error="TransportError", operation="barrier")
+    until(lambda: len(monitor.ranks) == 3 and any(rank.failure for rank in monitor.ranks))
+    channels[1].send("status", **{**activity.now(), "waited_seconds": 9})
+    until(lambda: any(rank.said.get("waited_seconds") for rank in monitor.ranks))
+    found = verdict.judge(monitor.ranks, 1, 3)
+    assert found["rank"] == 2
+    assert found["cause"].startswith("it was late or had stopped, and rank 0 on host")
+
+
+def test_ranks_that_never_came_are_counted(monitor):
+    joined(monitor, 0).send("left")
+    until(lambda: monitor.ranks and monitor.ranks[0].left)
+    found = verdict.judge(monitor.ranks, 1, 3)
+    assert found["rank"] is None
+    assert verdict.sentence(found) == "2 of 3 ranks never came to init()."
+
+
+def test_a_report_says_all_in_json(monitor, tmp_path):
+    joined(monitor, 1).close()
+    until(lambda: monitor.ranks and monitor.ranks[0].ended)
+    found = verdict.judge(monitor.ranks, 139, 1)
+    file = verdict.write({"status": 139, "attempts": [found]}, str(tmp_path / "report.json"))
+    told = json.loads(file.read_text())
+    assert told["attempts"][0]["cause"] == "ended by SIGSEGV"
+    assert {"rank", "host", "process", "step", "operation", "memory_high_water"} <= told["attempts"][0].keys()
+    assert verdict.write({}, str(tmp_path / "no" / "folder")) is None
+
+
+def test_a_late_rank_is_named_once_with_its_stacks(monitor):
+    lines = []
+    watch = Watch(monitor, 0.5, 0, lines.append)
+    waiting = joined(monitor, 0, waited_seconds=1.0, operation="allreduce 'a'")
+    late = joined(monitor, 1, waited_seconds=0)
+    until(lambda: len(monitor.ranks) == 2 and all(rank.said for rank in monitor.ranks))
+    assert watch.look() == ""
+    assert late.receive()["kind"] == "stacks"
+    late.send("stacks", stacks="in load_batch", **activity.now())
+    until(lambda: any(rank.stacks for rank in monitor.ranks))
+    for _ in range(3):
+        watch.look()
+    assert len(lines) == 1
+    assert lines[0].startswith("rank 1 on host ")
+    assert "has waited 1 s in allreduce 'a'" in lines[0]
+    assert lines[0].endswith("in load_batch")
+    waiting.close()
+
+
+def test_a_host_that_is_not_heard_of_ends_the_job(monitor):
+    watch = Watch(monitor, 0, 0.2, print)
+    joined(monitor, 0)
+    until(lambda: monitor.ranks and monitor.ranks[0].said)
+    assert watch.look() == ""
+    monitor.ranks[0].heard -= 0.3
+    assert "(ranks 0) was not heard of" in watch.look()
+
+
+def test_the_verdict_is_the_same_for_ranks_that_said_nothing():
+    rank = Rank(ends(bytes(32))[0], "a", 1, "process 0 of 1", rank=0, ended=1.0)
+    assert verdict.judge([rank], 7, 1)["cause"] == "ended without a word, and the job with status 7"
