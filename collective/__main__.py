@@ -17,6 +17,7 @@ ERROR_STATUS = 2
 COMMANDS = {
     "run": ("collective.launch.run", "start a program on many processes, with whichever MPI its Python has"),
     "bench": ("collective.bench.command", "measure all-reduce, training step, control plane and memory beside peers"),
+    "chaos": ("collective.chaos.command", "disturb a small training in every way there is, and tell how it came out"),
     "install-horovod": ("collective.launch.install_horovod", "build Horovod for this Python"),
 }
 

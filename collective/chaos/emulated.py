@@ -1,0 +1,154 @@
+"""Several hosts on one machine: network namespaces on a bridge, each link shaped, and a program in place of ssh.
+
+By hand, as root: python -m collective.chaos.emulated 4:1 1gbit COMMAND... runs a command with 4 hosts of 1 slot each
+(2:2: two of two; 2,1: one of two and one of one). {hosts}, {agent} and {network} in it become what launchers want.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# 198.18.0.0/15 is set aside for tests of networks, so it meets no real one.
+NETWORKS = tuple(f"198.{second}.{third}" for second in (18, 19) for third in range(256))
+NUMBERS = itertools.count(1)
+# What ssh gives a command: a fresh environment on a host with a name of its own. Options such as ssh's -x are dropped.
+AGENT = """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do shift; done
+name={tag}h${1##*.}
+shift
+# ssh wouldn't reach a host whose link is down.
+[ -n "$(ip -n "$name" link show dev eth0 up)" ] || exit 255
+exec env -i HOME="$HOME" PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
+    ip netns exec "$name" unshare --uts sh -c 'hostname "$0"; exec sh -c "$*"' "$name" "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Emulated hosts that are up.
+
+    Attributes:
+        addresses: One IPv4 address a host.
+        names: What ``hostname`` says on each.
+        network: The network between them, as ``198.18.7.0/24``.
+        agent: The program that starts commands there, called as ``agent ADDRESS COMMAND...``.
+    """
+
+    addresses: tuple[str, ...]
+    names: tuple[str, ...]
+    network: str
+    agent: Path
+
+
+def obstacle() -> str:
+    """Say why hosts can't be emulated here; empty: they can."""
+    missing = [tool for tool in ("ip", "tc", "unshare", "hostname") if not shutil.which(tool)]
+    if missing:
+        return f"needs {', '.join(missing)} (Debian: iproute2, util-linux, hostname)"
+    if os.geteuid() != 0:
+        return "needs root, to make network namespaces"
+    probe = subprocess.run(
+        ["unshare", "--net", "ip", "link", "add", "type", "bridge"], capture_output=True, text=True, check=False
+    )
+    return f"this kernel makes no bridge in a network namespace: {probe.stderr.strip()}" if probe.returncode else ""
+
+
+@contextlib.contextmanager
+def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
+    """Bring ``count`` hosts up, each link shaped to ``rate``, and take them down again whatever happens.
+
+    Names and network hold this process's number, so test runs side by side don't meet. A killed run's are removed.
+    """
+    _sweep()
+    number = next(NUMBERS)
+    tag = f"cl{os.getpid()}n{number}"
+    network = NETWORKS[(os.getpid() + number * 37) % len(NETWORKS)]
+    up = Hosts(
+        addresses=tuple(f"{network}.{k}" for k in range(1, count + 1)),
+        names=tuple(f"{tag}h{k}" for k in range(1, count + 1)),
+        network=f"{network}.0/24",
+        agent=folder / "agent",
+    )
+    up.agent.write_text(AGENT.replace("{tag}", tag))
+    up.agent.chmod(0o755)
+    bridge = f"{tag}br"
+    try:
+        _sh(
+            f"ip link add {bridge} type bridge",
+            f"ip link set {bridge} up",
+            f"ip addr add {network}.254/24 dev {bridge}",
+        )
+        for name, address in zip(up.names, up.addresses, strict=True):
+            _add(name, address, bridge, rate)
+        yield up
+    finally:
+        for name in up.names:
+            _remove(name)
+        subprocess.run(["ip", "link", "del", bridge], capture_output=True, check=False)
+
+
+def _add(name: str, address: str, bridge: str, rate: str) -> None:
+    shape = f"root tbf rate {rate} burst 256kb latency 50ms"
+    _sh(
+        f"ip netns add {name}",
+        f"ip link add v{name} type veth peer name eth0 netns {name}",
+        f"ip link set v{name} master {bridge} up",
+        f"ip -n {name} link set lo up",
+        f"ip -n {name} addr add {address}/24 dev eth0",
+        f"ip -n {name} link set eth0 up",
+        f"tc -n {name} qdisc add dev eth0 {shape}",
+        f"tc qdisc add dev v{name} {shape}",
+    )
+
+
+def _remove(name: str) -> None:
+    left = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+    for pid in left.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    # A namespace outlives its name while a killed process ends; its link would outlive it too.
+    subprocess.run(["ip", "link", "del", f"v{name}"], capture_output=True, check=False)
+
+
+def _sweep() -> None:
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    for match in re.finditer(r"^(cl(\d+)n\d+)h\d+", listed.stdout, re.MULTILINE):
+        if not Path("/proc", match[2]).exists():
+            _remove(match[0])
+            subprocess.run(["ip", "link", "del", f"{match[1]}br"], capture_output=True, check=False)
+
+
+def _sh(*commands: str) -> None:
+    for command in commands:
+        subprocess.run(command.split(), check=True, capture_output=True, text=True)
+
+
+def main(shape: str, rate: str, *command: str) -> int:
+    """Run a command with hosts of ``shape`` up, and return its exit status."""
+    count, _, slots = shape.partition(":")
+    ranks = [int(slots)] * int(count) if slots else [int(word) for word in shape.split(",")]
+    with tempfile.TemporaryDirectory() as folder, hosts(len(ranks), Path(folder), rate) as up:
+        values = {
+            "hosts": ",".join(f"{address}:{n}" for address, n in zip(up.addresses, ranks, strict=True)),
+            "agent": up.agent,
+            "network": up.network,
+        }
+        for name, value in values.items():
+            command = tuple(word.replace(f"{{{name}}}", str(value)) for word in command)
+        return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

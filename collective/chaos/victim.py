@@ -1,0 +1,158 @@
+"""The program that is disturbed: ``collective run -np 2 -- python -m collective.chaos.victim FOLDER MODE FAULT...``.
+
+It trains (``training``), at L1 keeps checkpoints, and tells the judge in lines on stdout how far it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import collective
+from collective import launched
+from collective.chaos import faults, keepers, training, trigger
+from collective.chaos.scene import Scene, in_main_thread, listen, say
+from collective.chaos.trigger import Trigger
+from collective.replicas import check_replicas
+
+CHECK_EVERY = 5
+# Float64; it takes long enough that a fault can strike while it is under way.
+LARGE = np.zeros(2**22)
+POLL = 2e-4
+
+
+class Victim:
+    """One rank: it trains, and knows when a fault is due.
+
+    Args:
+        scene: This rank.
+        triggers: The faults of the case, in the order in which they may happen; the same on all ranks.
+    """
+
+    def __init__(self, scene: Scene, triggers: Sequence[Trigger]) -> None:
+        self.scene, self.triggers = scene, list(enumerate(triggers))
+
+    def reached(self, moment: str) -> None:
+        """Do what is due at this moment of this step."""
+        for number, due in self.triggers:
+            if (due.moment, due.rank) == (moment, self.scene.rank) and due.step == self.scene.model.step:
+                self._strike(number, due)
+
+    def begin(self) -> None:
+        """Make ready what strikes by itself: while a checkpoint is written, or the first fault is recovered from."""
+        again = trigger.has_fired(self.scene.folder, 0)
+        for number, due in self.triggers:
+            if due.rank != self.scene.rank:
+                continue
+            if due.moment == trigger.CHECKPOINT:
+                self._watch(number, due, self._is_written)
+            if due.moment == trigger.RECOVERY and again:
+                self._watch(number, due, lambda: True)
+        if again:
+            (self.scene.checkpoints / faults.FILLER).unlink(missing_ok=True)
+
+    def step(self) -> None:
+        """Take a step of training; called by all ranks."""
+        scene = self.scene
+        scene.gradient = training.gradient(scene.model, scene.rank)
+        scene.name, scene.op = "gradient", collective.Sum
+        self.reached(trigger.BETWEEN_STEPS)
+        self._large()
+        total = self._sum()
+        scene.model = training.update(scene.model, total, collective.size())
+        if scene.model.step % CHECK_EVERY == 0:
+            check_replicas(scene.model.arrays)
+
+    def _sum(self) -> np.ndarray:
+        """Sum the gradients, beside another operation that the victim submits in the other order."""
+        scene = self.scene
+        if any(due.rank == scene.rank for _, due in self.triggers):
+            loss = collective.allreduce_async(np.float64(scene.rank), collective.Sum, name="loss")
+            self.reached(trigger.NEGOTIATION)
+            total = collective.allreduce_async(scene.gradient, scene.op, name=scene.name)
+        else:
+            total = collective.allreduce_async(scene.gradient, scene.op, name=scene.name)
+            loss = collective.allreduce_async(np.float64(scene.rank), collective.Sum, name="loss")
+        loss.wait()
+        return np.asarray(total.wait())
+
+    def _large(self) -> None:
+        """Reduce something large where a fault is to strike while bytes flow."""
+        due = [each for _, each in self.triggers if each.moment == trigger.ALLREDUCE]
+        if any(each.step == self.scene.model.step for each in due):
+            self.reached(trigger.ALLREDUCE)
+            collective.allreduce(LARGE, collective.Sum, name="large")
+
+    def _strike(self, number: int, due: Trigger) -> None:
+        if due.moment == trigger.ALLREDUCE:
+            timer = threading.Timer(due.delay / 1000, self._act_aside, (number, due))
+            timer.daemon = True
+            timer.start()
+        else:
+            self._act(number, due)
+
+    def _act(self, number: int, due: Trigger) -> None:
+        if trigger.fire(self.scene.folder, number):
+            say("fault", rank=due.rank, step=self.scene.model.step, fault=due.fault)
+            faults.FAULTS[due.fault].act(self.scene)
+
+    def _act_aside(self, number: int, due: Trigger) -> None:
+        """Act while the main thread is busy; in it, if the fault takes that."""
+        if faults.FAULTS[due.fault].main:
+            in_main_thread(lambda: self._act(number, due))
+        else:
+            self._act(number, due)
+
+    def _watch(self, number: int, due: Trigger, is_time: Callable[[], bool]) -> None:
+        """Strike as soon as ``is_time`` says so, and the delay has passed."""
+
+        def watch() -> None:
+            while not is_time():
+                time.sleep(POLL)
+            time.sleep(due.delay / 1000)
+            self._act_aside(number, due)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    def _is_written(self) -> bool:
+        return any(self.scene.checkpoints.glob(".step-*"))
+
+
+def train(victim: Victim, keeper: keepers.Keeper) -> None:
+    """Train from the state that was kept to the end; called by all ranks."""
+    scene = victim.scene
+    scene.model = keeper.newest() or training.initial()
+    scene.rank = collective.rank()
+    say("start", rank=scene.rank, size=collective.size(), step=scene.model.step)
+    while scene.model.step < training.STEPS and not scene.ends_early:
+        victim.step()
+        say("step", rank=scene.rank, step=scene.model.step)
+        keeper.keep(scene.model)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Be one rank of the job."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("mode", choices=keepers.KEEPERS)
+    parser.add_argument("--group", default="")
+    parser.add_argument("triggers", nargs="*", type=trigger.parse)
+    told = parser.parse_args(words)
+    launch = launched.detect(os.environ)
+    victim = Victim(Scene(told.folder, told.group, launch.rank if launch else 0), told.triggers)
+    listen()
+    victim.begin()
+    victim.reached(trigger.BEFORE_INIT)
+    collective.init()
+    train(victim, keepers.KEEPERS[told.mode](victim.scene.checkpoints))
+    say("finished", rank=victim.scene.rank, digest=training.digest(victim.scene.model))
+
+
+if __name__ == "__main__":
+    main()
