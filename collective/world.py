@@ -40,6 +40,8 @@ class World:
 
 
 _world: World | None = None
+# Whether this process was forked from a rank: it knows its parent's numbers, but it is no rank.
+_is_child = False
 
 
 def init(
@@ -100,7 +102,7 @@ def shutdown() -> None:
         TransportError: when this rank has given up waiting for others; the end of its process ends the job.
     """
     global _world
-    if not _world:
+    if not _world or _is_child:
         return
     world, _world = _world, None
     atexit.unregister(_shutdown_at_exit)
@@ -219,9 +221,11 @@ def begin(operation: str, name: str | None = None, process_set: ProcessSet | Non
 
     Raises:
         ArgumentError: when this rank is not in the process set.
-        NotInitializedError: before ``init`` or after ``shutdown``, or when the process set is not registered.
+        NotInitializedError: before ``init`` or after ``shutdown``, when the process set is not registered, or in a
+            process that a rank has forked.
     """
-    if not _world:
+    if not _world or _is_child:
+        _refuse_in_child(operation)
         _joined(operation)
     members = process_set or global_process_set
     backend = members.backend
@@ -298,6 +302,29 @@ def _not_a_member(operation: str, process_set: ProcessSet) -> ArgumentError:
         operation=operation,
         where=topology().where,
     )
+
+
+def _become_child() -> None:
+    """After a fork: leave the job to the parent. Its messages, its end and its errors are none of the child's."""
+    global _is_child
+    if _world:
+        _is_child = True
+        atexit.unregister(_shutdown_at_exit)
+        _world.undo_crash_hook()
+
+
+os.register_at_fork(after_in_child=_become_child)
+
+
+def _refuse_in_child(operation: str) -> None:
+    if _is_child:
+        raise NotInitializedError(
+            "operations are called by ranks, and a process that was forked from one is none",
+            received=f"process {os.getpid()}, forked",
+            fix="Hand the result to the parent and call it there, or start the process by multiprocessing's 'spawn'",
+            operation=operation,
+            where=f"a child of {topology().where}",
+        )
 
 
 def _joined(operation: str) -> World:
