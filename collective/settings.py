@@ -16,6 +16,10 @@ BACKENDS = ("mpi", "horovod", "solo")
 ALGORITHMS = ("ring", "tree", "star", "doubling", "halving", "native", "shared_memory", "direct", "hierarchical")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+CHECK_FINITE = ("pass", "raise", "skip")
+# What older programs say for these.
+CHECK_FINITE_SWITCH = {"0": "pass", "1": "raise"}
+
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 # Horovod's levels that have another name here.
 HOROVOD_LOG_LEVELS = {"trace": "debug", "fatal": "error"}
@@ -38,7 +42,9 @@ class Settings:
         stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.
         timeout_seconds: Seconds after which such a wait is an error that ends the job; 0: never.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
-        check_finite: 1: an all-reduce whose result is infinite or not a number is an error, which names the ranks.
+        check_finite: What becomes of a reduced value that is infinite or not a number. ``pass`` (or 0): nothing.
+            ``raise`` (or 1): an error, which names the ranks it came from. ``skip``: optimizers leave out the step on
+            all ranks, with a warning that names ranks and tensors.
         completion_file: A file that rank 0 makes once all ranks have come to their end, for who supervises the job.
         elastic: 1: ranks that are left when one has died go on without it (``collective run --elastic``).
         snapshot_folder: Where each host keeps snapshots in memory; who supervises the job says it, and removes it.
@@ -56,7 +62,7 @@ class Settings:
     stall_seconds: float = 60.0
     timeout_seconds: float = 1800.0
     log_level: str = "warning"
-    check_finite: int = 0
+    check_finite: str = "pass"
     completion_file: str = ""
     elastic: int = 0
     snapshot_folder: str = ""
@@ -69,6 +75,7 @@ class Settings:
         _check_choice("backend", self.backend, ("", *BACKENDS))
         _check_choice("algorithm", self.algorithm, ("", *ALGORITHMS))
         _check_choice("log_level", self.log_level, LOG_LEVELS)
+        _check_choice("check_finite", self.check_finite, CHECK_FINITE)
         _check_range("small_bytes", self.small_bytes, least=-1)
         _check_range("segment_bytes", self.segment_bytes, least=64)
         _check_range("fusion_bytes", self.fusion_bytes, least=0)
@@ -96,7 +103,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
                 received=f"{variable}={text}",
                 fix=_did_you_mean(variable, allowed) or "Unset it",
             )
-        told[name] = variable, text
+        told[name] = variable, CHECK_FINITE_SWITCH.get(text, text) if name == "check_finite" else text
     values: dict[str, str | int | float] = {}
     for name, (variable, text) in told.items():
         try:

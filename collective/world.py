@@ -36,6 +36,7 @@ class World:
     backend: Backend
     undo_crash_hook: Callable[[], None]
     completion_file: str
+    check_finite: str
     sets: dict[int, ProcessSet] = dataclasses.field(default_factory=dict)
 
 
@@ -77,7 +78,7 @@ def init(
     log.configure(chosen.log_level, where)
     link.tell("joined", rank=backend.topology.rank, size=backend.topology.size)
     undo = crash.end_job_on_exception(where, backend.abort) if backend.topology.size > 1 else lambda: None
-    _world = World(backend, undo, chosen.completion_file)
+    _world = World(backend, undo, chosen.completion_file, chosen.check_finite)
     global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None
     _register(_world, global_process_set, range(backend.topology.size), backend)
     atexit.register(_shutdown_at_exit)
@@ -127,6 +128,11 @@ def shutdown() -> None:
 def is_initialized() -> bool:
     """Tell whether this process is in a job: ``init`` was called and ``shutdown`` was not."""
     return _world is not None
+
+
+def skips_steps() -> bool:
+    """Tell whether optimizers leave out steps that aren't finite: ``COLLECTIVE_CHECK_FINITE=skip``."""
+    return _world is not None and _world.check_finite == "skip"
 
 
 def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
@@ -354,10 +360,10 @@ def _start_backend(
         return SoloBackend()
     # Imported here because either needs a library that the other user may not have.
     if name == "horovod":
-        if chosen.check_finite:
+        if chosen.check_finite == "raise":
             raise SettingError(
                 "only the mpi backend looks whether values are finite",
-                received="COLLECTIVE_CHECK_FINITE=1 with the horovod backend",
+                received="COLLECTIVE_CHECK_FINITE=raise with the horovod backend",
                 fix="Unset one of COLLECTIVE_CHECK_FINITE and COLLECTIVE_BACKEND",
             )
         from collective.backends.horovod import HorovodBackend

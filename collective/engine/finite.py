@@ -1,4 +1,4 @@
-"""Find out which rank's values made a reduced value infinite or not a number (``COLLECTIVE_CHECK_FINITE=1``).
+"""Find out which rank's values made a reduced value infinite or not a number (``COLLECTIVE_CHECK_FINITE=raise``).
 
 The result is the same on all ranks, so all of them see that it is not finite, and only then do they tell each other
 whose values were not: as long as all is well no message is sent.

@@ -53,7 +53,7 @@ class AllReduce(Operation):
         super().__init__(engine, plan.call, name)
         self._arrays, self._ways, self.shows = arrays, plan.ways, plan.shows
         self._transport = planner.resources.transport
-        self._check = planner.resources.settings.check_finite
+        self._check = planner.resources.settings.check_finite == "raise"
 
     def publish(self) -> bool:
         """See ``Operation``; what is reduced later is shown later."""
