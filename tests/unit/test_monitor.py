@@ -142,8 +142,9 @@ def test_a_rank_that_others_gave_up_on_is_to_blame_and_not_they(monitor):
 
 
 def test_ranks_that_never_came_are_counted(monitor):
-    joined(monitor, 0).send("left")
-    until(lambda: monitor.ranks and monitor.ranks[0].left)
+    joined(monitor, 0)
+    until(lambda: monitor.ranks and monitor.ranks[0].said)
+    monitor.ranks[0].rank = None  # still in init
     found = verdict.judge(monitor.ranks, 1, 3)
     assert found["rank"] is None
     assert verdict.sentence(found) == "2 of 3 ranks never came to init()."
