@@ -125,7 +125,7 @@ def test_a_stopped_rank_is_named_as_such_and_is_to_blame_when_the_others_give_up
 
 
 def test_a_rank_that_never_calls_init_is_missed():
-    code = "import collective as c, sys, os\nif os.environ.get('OMPI_COMM_WORLD_RANK') == '1': sys.exit(3)\nc.init()"
+    code = "import collective as c, sys, os, time\nif os.environ.get('OMPI_COMM_WORLD_RANK') == '1': time.sleep(3); sys.exit(3)\nc.init()"
     result = run_job(2, sys.executable, "-c", code)
     assert result.returncode != 0
     assert "1 of 2 ranks never came to init()" in result.stderr
