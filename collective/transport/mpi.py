@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,7 +23,7 @@ from collective.transport.shared import SharedMemory
 # Set by hand below, once it is known that launcher and library fit: a library that is started by another MPI's
 # launcher aborts the process in MPI_Init, or runs N jobs of size 1.
 mpi4py.rc.initialize = False
-mpi4py.rc.finalize = True
+mpi4py.rc.finalize = False
 try:
     from mpi4py import MPI as MPI
 except (ImportError, RuntimeError) as error:
@@ -200,6 +202,7 @@ def connect(
     if not MPI.Is_initialized():
         _check_vendor(launch)
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        atexit.register(_finalize, os.getpid())
     _check_thread_level(launch)
     world = MPI.COMM_WORLD
     if launch and launch.size != world.size:
@@ -211,6 +214,12 @@ def connect(
             where=f"process {launch.rank} of {launch.size}",
         )
     return MpiTransport(world if comm is None else _communicator(comm), patience)
+
+
+def _finalize(process: int) -> None:
+    """End MPI in the process that has started it: one that it has forked would wait there for ever."""
+    if os.getpid() == process and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def _communicator(comm: MPI.Intracomm | Sequence[int]) -> MPI.Intracomm:
