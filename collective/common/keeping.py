@@ -1,8 +1,18 @@
-"""States that outlive their processes: every commit is also a snapshot, with which a job that starts again begins."""
+"""States that outlive their processes: every commit is also a snapshot, with which a job that starts again begins.
+
+Arrays and plain values are kept as such. Other objects are pickled: a state's ``sync`` does the same with them.
+"""
 
 from __future__ import annotations
 
+import os
+import weakref
 from typing import Any, Protocol
+
+from collective import settings
+from collective.common import trees
+from collective.log import logger
+from collective.snapshots import Snapshots
 
 
 class Lasting(Protocol):
@@ -10,16 +20,47 @@ class Lasting(Protocol):
 
     commits: int
 
-    def stored(self) -> Any: ...
+    def stored(self) -> Any:
+        """What was remembered; None: it can't be kept."""
 
-    def own(self) -> Any: ...
+    def own(self) -> Any:
+        """What of it differs from rank to rank."""
 
-    def adopt(self, stored: Any, own: list[Any]) -> None: ...
+    def adopt(self, stored: Any, own: list[Any]) -> None:
+        """Go back to what was remembered in another process."""
 
 
-def persist(state: Lasting) -> None:
-    """Keep what a state has just remembered, if the job is under a supervisor that may start it again."""
+# The state of the loop that runs: others that are committed meanwhile are not those that a new job begins with.
+_running: weakref.ref[Lasting] | None = None
 
 
 def resume(state: Lasting) -> None:
-    """Let a state begin with what was kept last, if anything was."""
+    """Let a state begin with what was kept last, if anything was, and keep its commits from now on.
+
+    Called by all ranks. Cost: see ``Snapshots.newest``; nothing where nobody would start the job again.
+    """
+    global _running
+    _running = None
+    if not settings.from_environment(os.environ).snapshot_folder:
+        return
+    if state.stored() is None:
+        logger.warning(
+            "a %s doesn't say how it is kept (stored, own, adopt): a job that is started again begins without it",
+            type(state).__name__,
+        )
+        return
+    _running = weakref.ref(state)
+    found = Snapshots().newest()
+    if found:
+        state.adopt(trees.join(found.values, found.arrays), found.own)
+        state.commits = found.step
+
+
+def persist(state: Lasting) -> None:
+    """Keep what a state has just remembered, if somebody would start the job again; called by all ranks.
+
+    Cost: see ``Snapshots.save``.
+    """
+    if _running and _running() is state:
+        arrays, rest = trees.split(state.stored())
+        Snapshots().save(state.commits, arrays, rest, state.own())
