@@ -75,3 +75,10 @@ class RankError(CollectiveError):
 
 class TransportError(CollectiveError):
     """A message did not arrive as announced, or not in time."""
+
+
+class RanksLostError(TransportError):
+    """Ranks of an elastic job have died, or have given up; raised on all that are left, which can go on without them.
+
+    ``collective.elastic.run`` does so, and ``world.recover``. Nothing else works before.
+    """

@@ -47,6 +47,9 @@ class Settings:
             all ranks, with a warning that names ranks and tensors.
         completion_file: A file that rank 0 makes once all ranks have come to their end, for who supervises the job.
         elastic: 1: ranks that are left when one has died go on without it (``collective run --elastic``).
+        min_ranks: The fewest ranks with which an elastic job goes on as it is; 0: ranks that are lost are replaced.
+        recovery_seconds: Seconds that each stage of going on may take: to meet, to replace, to begin anew. A rank
+            that takes longer ends itself, and the job with it.
         snapshot_folder: Where each host keeps snapshots in memory; who supervises the job says it, and removes it.
         monitor: Where ``collective run`` listens to the ranks, and the key; set by it.
         lost_seconds: Seconds without a word from a host's ranks after which ``collective run`` ends the job; 0: never.
@@ -65,6 +68,8 @@ class Settings:
     check_finite: str = "pass"
     completion_file: str = ""
     elastic: int = 0
+    min_ranks: int = 0
+    recovery_seconds: float = 30.0
     snapshot_folder: str = ""
     monitor: str = ""
     lost_seconds: float = 120.0
@@ -81,6 +86,8 @@ class Settings:
         _check_range("fusion_bytes", self.fusion_bytes, least=0)
         _check_range("stall_seconds", self.stall_seconds, least=0)
         _check_range("timeout_seconds", self.timeout_seconds, least=0)
+        _check_range("min_ranks", self.min_ranks, least=0)
+        _check_range("recovery_seconds", self.recovery_seconds, least=0.1)
         _check_range("lost_seconds", self.lost_seconds, least=0)
 
 

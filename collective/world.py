@@ -25,7 +25,7 @@ from collective.errors import (
     TransportError,
 )
 from collective.monitor import link
-from collective.process_sets import ProcessSet, global_process_set
+from collective.process_sets import ProcessSet, global_process_set, table_of
 from collective.topology import Topology
 
 
@@ -35,8 +35,7 @@ class World:
 
     backend: Backend
     undo_crash_hook: Callable[[], None]
-    completion_file: str
-    check_finite: str
+    chosen: settings.Settings
     sets: dict[int, ProcessSet] = dataclasses.field(default_factory=dict)
 
 
@@ -74,18 +73,19 @@ def init(
     log.configure(chosen.log_level, launched_as)
     link.connect(chosen.monitor, launched_as)
     backend = _start_backend(chosen, launch, os.environ, comm)
-    where = backend.topology.where
-    log.configure(chosen.log_level, where)
-    link.tell("joined", rank=backend.topology.rank, size=backend.topology.size)
-    undo = crash.end_job_on_exception(where, backend.abort) if backend.topology.size > 1 else lambda: None
-    _world = World(backend, undo, chosen.completion_file, chosen.check_finite)
+    _world = World(backend, lambda: None, chosen)
     global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None
-    _register(_world, global_process_set, range(backend.topology.size), backend)
+    _begin(_world)
+    if backend.is_newcomer:
+        _keep_sets(_world, {}, before=-1)
     atexit.register(_shutdown_at_exit)
     # Horovod's core reads its own variable.
     theirs = backend.name == "horovod" and chosen.timeline == os.environ.get("HOROVOD_TIMELINE")
     timeline.begin(backend.topology.rank, "" if theirs else chosen.timeline, chosen.timeline_mark_cycles > 0)
     if process_sets is None or isinstance(process_sets, str):
+        return
+    if backend.is_newcomer:
+        _adopt(_world, process_sets)
         return
     try:
         for process_set in process_sets:
@@ -121,8 +121,34 @@ def shutdown() -> None:
         atexit.register(world.backend.abort, 1)
         raise
     link.tell("left")
-    if world.completion_file and world.backend.topology.rank == 0:
-        Path(world.completion_file).touch()
+    if world.chosen.completion_file and world.backend.topology.rank == 0:
+        Path(world.chosen.completion_file).touch()
+
+
+def recover(ranks: int | None = None) -> None:
+    """Go on with the ranks that are left of an elastic job; called by all of them, after ``RanksLostError`` or at will.
+
+    They keep their order, and ranks that are started in the place of those lost come last: rank 0 is one that was
+    there. Process sets of which all ranks are left go on; others are forgotten. What was under way, in any set, fails.
+
+    Args:
+        ranks: With this many, new ones included; None: with as many as before, or fewer if ``COLLECTIVE_MIN_RANKS``
+            allows that.
+
+    Raises:
+        ArgumentError: when the job is not elastic (``collective run --elastic``).
+
+    Cost:
+        Milliseconds inside a host, tenths of a second across; with new ranks, the time that they take to start.
+    """
+    world = _joined("recover")
+    for process_set in world.sets.values():
+        if process_set.backend:
+            process_set.backend.give_up()
+    before, world.backend = rank(), world.backend.recover(ranks)
+    known, world.sets = {number: each for number, each in world.sets.items() if number}, {}
+    _begin(world)
+    _keep_sets(world, known, before)
 
 
 def is_initialized() -> bool:
@@ -132,7 +158,7 @@ def is_initialized() -> bool:
 
 def skips_steps() -> bool:
     """Tell whether optimizers leave out steps that aren't finite: ``COLLECTIVE_CHECK_FINITE=skip``."""
-    return _world is not None and _world.check_finite == "skip"
+    return _world is not None and _world.chosen.check_finite == "skip"
 
 
 def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
@@ -277,10 +303,54 @@ def cross_size() -> int:
     return topology().cross_size
 
 
-def _register(world: World, process_set: ProcessSet, ranks: Sequence[int], backend: Backend | None) -> None:
-    number = next(number for number in itertools.count() if number not in world.sets)
+def _register(
+    world: World, process_set: ProcessSet, ranks: Sequence[int], backend: Backend | None, number: int | None = None
+) -> None:
+    if number is None:
+        number = next(number for number in itertools.count() if number not in world.sets)
     process_set.register(number, ranks, backend)
     world.sets[number] = process_set
+
+
+def _begin(world: World) -> None:
+    """Make this process's place in the job known, and the set of all ranks."""
+    place = world.backend.topology
+    log.configure(world.chosen.log_level, place.where)
+    link.tell("joined", rank=place.rank, size=place.size)
+    world.undo_crash_hook()
+    alone = place.size == 1 and not world.backend.is_elastic
+    world.undo_crash_hook = (lambda: None) if alone else crash.end_job_on_exception(place.where, world.backend.abort)
+    _register(world, global_process_set, range(place.size), world.backend)
+
+
+def _keep_sets(world: World, known: dict[int, ProcessSet], before: int) -> None:
+    """Register those sets anew of which all ranks are left; called by all ranks of a job that goes on.
+
+    Args:
+        world: With the set of all ranks.
+        known: This rank's sets; a newcomer has none, and learns from rank 0 which there are.
+        before: This rank's number in the job that they were sets of; -1: it is a newcomer.
+    """
+    _, name = begin("recover")
+    numbers = world.backend.allgather(np.full(1, before), name).wait().tolist()
+    table = table_of(known.values(), numbers)
+    _, name = begin("recover")
+    for number, *members in world.backend.allgather(table if rank() == 0 else table[:0], name).wait().tolist():
+        ranks = np.flatnonzero(members).tolist()
+        _, name = begin("recover")
+        part = world.backend.subset(ranks, name).wait()
+        _register(world, known.pop(number, ProcessSet(ranks)), ranks, part, number)
+    for process_set in known.values():
+        process_set.forget()
+
+
+def _adopt(world: World, process_sets: Sequence[ProcessSet | Sequence[int]]) -> None:
+    """On a newcomer: take the user's objects for the sets that the job has; others can't be registered by it alone."""
+    for given in process_sets:
+        wanted = given if isinstance(given, ProcessSet) else ProcessSet(given)
+        for number, known in world.sets.items():
+            if number and known.ranks == wanted.ranks:
+                _register(world, wanted, known.ranks or (), known.backend, number)
 
 
 def check_registered(process_set: ProcessSet, operation: str) -> None:
@@ -293,7 +363,7 @@ def check_registered(process_set: ProcessSet, operation: str) -> None:
         raise NotInitializedError(
             "a process set is registered before it is used",
             received=f"process_set={process_set}",
-            fix="Call add_process_set on all ranks",
+            fix="Call add_process_set on all ranks, again if ranks of it were lost",
             operation=operation,
             where=topology().where,
         )
@@ -369,6 +439,10 @@ def _start_backend(
         from collective.backends.horovod import HorovodBackend
 
         return HorovodBackend()
+    if chosen.elastic:
+        from collective.backends.elastic import ElasticBackend
+
+        return ElasticBackend.connect(chosen, environment, comm)
     from collective.backends.mpi import MpiBackend
 
     return MpiBackend.connect(chosen, environment, comm)

@@ -37,10 +37,18 @@ class Backend(abc.ABC):
     Every array given is C-contiguous, in native byte order, of a dtype in ``collective.dtypes``, and writable where
     the operation works in place. Every method but ``abort`` is called by all ranks. ``name`` is the user's name for the
     operation or one made from a counter, by which the ranks' calls are matched.
+
+    Attributes:
+        name: What users call it.
+        topology: This process's place.
+        is_elastic: Whether ``recover`` goes on without ranks that have died.
+        is_newcomer: Whether this process came when the job was under way.
     """
 
     name: str
     topology: Topology
+    is_elastic: bool = False
+    is_newcomer: bool = False
 
     @abc.abstractmethod
     def allreduce(
@@ -99,6 +107,22 @@ class Backend(abc.ABC):
 
     def refuse(self, operation: str, name: str, reason: str) -> None:  # noqa: B027  # not every backend can tell the others
         """Tell the ranks that wait in ``operation`` that this one can't take part, so that they raise as well."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether an operation has ended in the middle, so that none works any more."""
+        return False
+
+    def give_up(self) -> None:
+        """Let what other ranks wait for in vain fail there; called before ``recover``, in every process set."""
+        raise self._lacks("recovery in place")
+
+    def recover(self, ranks: int | None) -> Backend:  # noqa: ARG002
+        """Go on with the ranks that are left; called by all of them, after ``give_up``.
+
+        ``ranks``: with this number at least; None: with as many as before, or as the user's settings say.
+        """
+        raise self._lacks("recovery in place")
 
     def _lacks(self, what: str) -> ArgumentError:
         return ArgumentError(

@@ -48,7 +48,7 @@ class MpiBackend(Backend):
         patience: Patience,
         members: Sequence[int] | None = None,
     ) -> None:
-        self.transport, self._settings = transport, settings
+        self.transport, self._settings, self._patience = transport, settings, patience
         hosts = self.transport.hosts()
         self.topology = topology.from_hosts(self.transport.rank, hosts, members)
         share_memory(self.transport, hosts, shared_memory.segment_size, patience)
@@ -57,7 +57,7 @@ class MpiBackend(Backend):
         self._resources = Resources.for_transport(self.transport, settings, patience)
         self._place = f"{platform.node()}, {mpi.library()}, {self.topology.size} ranks, {self.topology.local_size} here"
         self._planner = Planner(self._resources, tuning.crossovers(self._resources, self._place))
-        self._engine = Engine(self.transport, patience, self._stand_in, self.topology.where)
+        self._engine = Engine(self.transport, patience, self._stand_in, self.topology.where, explain=self._explain)
 
     @classmethod
     def connect(cls, settings: Settings, environment: Mapping[str, str], comm: Any = None) -> MpiBackend:
@@ -71,8 +71,7 @@ class MpiBackend(Backend):
         Raises:
             LaunchError: when launcher and library don't fit.
         """
-        patience = Patience(settings.stall_seconds, settings.timeout_seconds)
-        activity.last_operation = lambda: "" if patience.operation is NOTHING_YET else patience.operation
+        patience = patience_for(settings)
         return cls(mpi.connect(patience, environment, comm), settings, patience)
 
     def tune(self) -> tuning.Crossovers:
@@ -133,7 +132,7 @@ class MpiBackend(Backend):
     def _subset(self, ranks: Sequence[int]) -> MpiBackend | None:
         patience = Patience(self._settings.stall_seconds, self._settings.timeout_seconds)
         transport = self.transport.subset(ranks, patience)
-        return MpiBackend(transport, self._settings, patience, transport.members) if transport else None
+        return type(self)(transport, self._settings, patience, transport.members) if transport else None
 
     def ranks_of(self, communicator: Any) -> list[int]:
         """See ``Backend``."""
@@ -142,6 +141,10 @@ class MpiBackend(Backend):
     def _stand_in(self, call: Call, name: str) -> EngineOperation:
         """What a rank that has joined takes part with."""
         return stand_in(call, name, self._engine, self._planner)
+
+    def _explain(self, error: BaseException) -> BaseException:
+        """What is raised when an operation has ended in the middle, by ``error``."""
+        return error
 
     def refuse(self, operation: str, name: str, reason: str) -> None:
         """See ``Backend``."""
@@ -157,3 +160,10 @@ class MpiBackend(Backend):
     def abort(self, status: int) -> None:
         """See ``Backend``."""
         self.transport.abort(status)
+
+
+def patience_for(settings: Settings) -> Patience:
+    """How the ranks of a job wait."""
+    patience = Patience(settings.stall_seconds, settings.timeout_seconds)
+    activity.last_operation = lambda: "" if patience.operation is NOTHING_YET else patience.operation
+    return patience

@@ -58,6 +58,7 @@ class Engine:
         stand_in: Makes an operation of a call and its name, with which a rank that has joined takes part.
         where: This rank, as errors name it.
         count_threads: Tells how many threads could call something; when as many wait, nothing new can come.
+        explain: Makes of what went wrong in the middle of an operation the error to raise, then and from then on.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Engine:
         stand_in: Callable[[Call, str], Operation],
         where: str,
         count_threads: Callable[[], int] = count_threads,
+        explain: Callable[[BaseException], BaseException] = lambda error: error,
     ) -> None:
         self._transport, self._patience = transport, patience
         self._stand_in, self.where, self._count_threads = stand_in, where, count_threads
+        self._explain = explain
         self._joined: frozenset[int] = frozenset()
         self._turn = threading.Lock()  # held by the thread that carries out
         self._pending: dict[str, Operation] = {}  # the oldest first
@@ -105,8 +108,10 @@ class Engine:
         except (ArgumentError, NonFiniteError):  # a name that is pending already; values that all ranks refuse alike
             raise
         except BaseException as error:
-            self._lost = self._lost or error
-            raise
+            lost = self._lose(error)
+            if lost is error:
+                raise
+            raise lost from error
         finally:
             self._turn.release()
             if self._pending:
@@ -135,12 +140,23 @@ class Engine:
         self._joined = frozenset()
         return last
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether an operation has ended in the middle: no other works any more."""
+        return self._lost is not None
+
     def close(self) -> None:
         """End the engine's thread; nothing is pending any more."""
         if self._thread:
             self._bell.put(False)
             self._thread.join()
             self._thread = None
+
+    def _lose(self, error: BaseException) -> BaseException:
+        """Note what went wrong first in the middle of an operation; the error to raise."""
+        if self._lost is None:
+            self._lost = error = self._explain(error)
+        return error
 
     def _add(self, operation: Operation) -> None:
         name = operation.name
@@ -177,8 +193,7 @@ class Engine:
                 if differ or not self._carry_out(self._next()):
                     self._sort_out()
             except BaseException as error:
-                self._lost = self._lost or error
-                self._end_all(error)
+                self._end_all(self._lose(error))
             differ = False
         self._count_waiting(-(until is not None))
 

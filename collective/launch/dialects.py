@@ -23,8 +23,19 @@ class Line:
     environment: dict[str, str]
 
 
+# The collective operations left out hang, or return garbage, once a rank has died; nor is the agreement that survives
+# that every version's default.
+FAULT_TOLERANCE = (
+    *("--with-ft", "ulfm", "--mca", "coll", "^hcoll,portals4,han,adapt"),
+    *("--mca", "coll_ftagree_agreement", "1"),
+)
+
+
 def build(plan: Plan, library: Library) -> Line:
-    """Build the command line of ``plan`` for the launcher of ``library``."""
+    """Build the command line of ``plan`` for the launcher of ``library``.
+
+    What an elastic job asks for only Open MPI has, from version 5 on; the ranks of others say so when they start.
+    """
     return DIALECTS[library.vendor](plan, library)
 
 
@@ -44,6 +55,8 @@ def open_mpi(plan: Plan, library: Library) -> Line:
     if plan.interface:
         arguments += [daemon_parameter, "prte_if_include" if prrte else "oob_tcp_if_include", plan.interface]
         arguments += ["--mca", "btl_tcp_if_include", plan.interface]
+    if plan.elastic and prrte:
+        arguments += FAULT_TOLERANCE
     if plan.remote or plan.scheduled:
         arguments += ["--prefix", library.prefix]
         arguments += [word for name in _forwarded(plan, _threads(plan)) for word in ("-x", name)]

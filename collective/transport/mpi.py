@@ -16,6 +16,7 @@ from collective.dtypes import byte_view
 from collective.errors import LaunchError, TransportError
 from collective.log import logger
 from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
+from collective.settings import from_environment
 from collective.transport.base import Hierarchy
 from collective.transport.patience import Patience
 from collective.transport.shared import SharedMemory
@@ -23,7 +24,9 @@ from collective.transport.shared import SharedMemory
 # Set by hand below, once it is known that launcher and library fit: a library that is started by another MPI's
 # launcher aborts the process in MPI_Init, or runs N jobs of size 1.
 mpi4py.rc.initialize = False
-mpi4py.rc.finalize = False
+# Ended by hand as well, below; who has imported it before us has chosen.
+if "mpi4py.MPI" not in sys.modules:
+    mpi4py.rc.finalize = False
 try:
     from mpi4py import MPI as MPI
 except (ImportError, RuntimeError) as error:
@@ -37,6 +40,9 @@ except (ImportError, RuntimeError) as error:
 OPEN_MPI = "Open MPI"
 # Bytes of a message that takes a common wire some tenths of a millisecond.
 LONG = 64 * 1024
+
+# The ranks that are left of an elastic job, and those that came later; None: all that were started, and no others.
+left: MPI.Intracomm | None = None
 
 
 class MpiRequest:
@@ -124,13 +130,25 @@ class MpiTransport:
         communicator: The ranks.
         patience: How to wait for messages.
         members: The number that each of them has in the job; None: this is the job.
+        job: The transport of the job that they are members of; None: this one.
+
+    Attributes:
+        communicator: The duplicate.
     """
 
-    def __init__(self, communicator: MPI.Intracomm, patience: Patience, members: Sequence[int] | None = None) -> None:
-        self._communicator = communicator.Dup()
+    def __init__(
+        self,
+        communicator: MPI.Intracomm,
+        patience: Patience,
+        members: Sequence[int] | None = None,
+        job: MpiTransport | None = None,
+    ) -> None:
+        self.communicator = self._communicator = communicator.Dup()
         self._communicator.Set_errhandler(MPI.ERRORS_RETURN)
         self._patience = patience
-        patience.progress = functools.partial(self._communicator.Iprobe, MPI.ANY_SOURCE, MPI.ANY_TAG)
+        self._job = job or self
+        # In an elastic job this fails when any rank has died, or has given up for that: waits hear of it by this.
+        patience.progress = functools.partial(self._job.communicator.Iprobe, MPI.ANY_SOURCE, MPI.ANY_TAG)
         self.rank, self.size = communicator.rank, communicator.size
         self.members: Sequence[int] = members or range(self.size)
         self.native = MpiNative(self._communicator, patience)
@@ -162,7 +180,7 @@ class MpiTransport:
         if not mine:
             return None
         assert isinstance(part, MPI.Intracomm)  # noqa: S101  # a part of one, which mpi4py's hints don't tell
-        transport = MpiTransport(part, patience, [self.members[rank] for rank in ranks])
+        transport = MpiTransport(part, patience, [self.members[rank] for rank in ranks], self._job)
         part.Free()
         return transport
 
@@ -202,7 +220,8 @@ def connect(
     if not MPI.Is_initialized():
         _check_vendor(launch)
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        atexit.register(_finalize, os.getpid())
+        if not from_environment(os.environ).elastic:  # after a rank has died MPI's end hangs now and then
+            atexit.register(_finalize, os.getpid())
     _check_thread_level(launch)
     world = MPI.COMM_WORLD
     if launch and launch.size != world.size:
@@ -213,7 +232,19 @@ def connect(
             + (", or srun --mpi=pmix" if launch.launcher.name == "srun" else ""),
             where=f"process {launch.rank} of {launch.size}",
         )
-    return MpiTransport(world if comm is None else _communicator(comm), patience)
+    return MpiTransport(left or world if comm is None else _communicator(comm), patience)
+
+
+def go_on_with(communicator: MPI.Intracomm, patience: Patience) -> MpiTransport:
+    """The transport of the ranks that are left, of which the job is from now on; called by all of them."""
+    global left
+    left = communicator
+    return MpiTransport(communicator, patience)
+
+
+def finalizes() -> bool:
+    """Tell whether mpi4py ends MPI when the process ends."""
+    return bool(mpi4py.rc.finalize is not False)
 
 
 def _finalize(process: int) -> None:

@@ -1,0 +1,98 @@
+"""The backend of an elastic job: the MPI backend, and how the ranks that are left make a new one when one has died."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from collective.backends.mpi import MpiBackend, patience_for
+from collective.log import logger
+from collective.settings import Settings
+from collective.transport import mpi, recovery
+from collective.transport.patience import Patience
+
+
+class ElasticBackend(MpiBackend):
+    """The ranks of an elastic job, or of a process set in it; see ``MpiBackend``.
+
+    When a rank has died, the operation that others are in, or call next, raises ``RanksLostError`` on all of them.
+    """
+
+    is_elastic = True
+
+    def __init__(
+        self,
+        transport: mpi.MpiTransport,
+        settings: Settings,
+        patience: Patience,
+        members: Sequence[int] | None = None,
+        is_newcomer: bool = False,
+    ) -> None:
+        super().__init__(transport, settings, patience, members)
+        self.is_newcomer = is_newcomer
+
+    @classmethod
+    def connect(cls, settings: Settings, environment: Mapping[str, str], comm: Any = None) -> MpiBackend:
+        """Start MPI if need be; called by all ranks. A process that was started later joins the job here.
+
+        Args:
+            settings: What the user set.
+            environment: The process's environment.
+            comm: See ``collective.init``.
+
+        Returns:
+            A backend that isn't elastic where this MPI isn't; a warning says so.
+        """
+        patience = patience_for(settings)
+        transport = mpi.connect(patience, environment, comm)
+        if not recovery.is_possible(environment):
+            return MpiBackend(transport, settings, patience)
+        atexit.unregister(recovery.leave)
+        atexit.register(recovery.leave)
+        if not recovery.is_awaited():
+            return cls(transport, settings, patience)
+        with recovery.stage("to join the job", settings.recovery_seconds, f"process {os.getpid()}"):
+            return cls(mpi.go_on_with(recovery.joined(), patience), settings, patience, is_newcomer=True)
+
+    @property
+    def is_lost(self) -> bool:
+        """See ``Backend``."""
+        return self._engine.is_lost
+
+    def _explain(self, error: BaseException) -> BaseException:
+        """See ``MpiBackend``."""
+        operation, where = str(self._patience.operation), self.topology.where
+        return recovery.explain(self.transport.communicator, self.transport.members, error, operation, where)
+
+    def give_up(self) -> None:
+        """See ``Backend``."""
+        with recovery.stage("to end what was under way", self._settings.recovery_seconds, self.topology.where):
+            recovery.revoke(self.transport.communicator)
+            self._engine.close()
+
+    def recover(self, ranks: int | None) -> ElasticBackend:
+        """See ``Backend``."""
+        settings, where = self._settings, self.topology.where
+        with recovery.stage("to meet the ranks that are left", settings.recovery_seconds, where):
+            left = recovery.survivors(self.transport.communicator)
+        wanted = ranks or self.topology.size
+        if left.size < wanted and (ranks or left.size < (settings.min_ranks or wanted)):
+            with recovery.stage("to start other ranks", settings.recovery_seconds, where):
+                left = self._replenished(left, wanted)
+        with recovery.stage("to begin anew", settings.recovery_seconds, where):
+            patience = patience_for(settings)
+            return ElasticBackend(mpi.go_on_with(left, patience), settings, patience)
+
+    def _replenished(self, left: mpi.MPI.Intracomm, wanted: int) -> mpi.MPI.Intracomm:
+        """As many ranks as are wanted, or as can be had."""
+        if self.topology.local_size == self.topology.size:
+            return recovery.replenished(left, wanted - left.size) or left
+        if left.rank == 0:
+            logger.warning("Ranks are replaced in jobs on one host only: %d of %d go on.", left.size, wanted)
+        return left
+
+    def abort(self, status: int) -> None:  # noqa: ARG002
+        """End this process only, so that the others see it; they go on."""
+        recovery.end_process("", self.topology.where)
