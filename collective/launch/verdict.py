@@ -37,13 +37,14 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
     failures = [(rank.failed, rank) for rank in ranks if rank.failure]
     deaths = [(rank.ended, rank) for rank in ranks if rank.ended and not rank.left and not rank.failure]
     # A mismatch comes to all ranks at once; one of them may have said more, such as that it came to its end too early.
-    first = min([*failures, *deaths], key=lambda event: (_is(MismatchError, event[1]), event[0]), default=(0.0, None))[
-        1
-    ]
-    if first is None:
-        absent = expected - len(ranks)
-        cause = f"{absent} of {expected} ranks never came to init()" if absent > 0 else _ended(status)
-        return unknown(cause, ranks)
+    events = sorted([*failures, *deaths], key=lambda event: (_is(MismatchError, event[1]), event[0]))
+    absent = expected - len(ranks)
+    # Those that wait in init for ranks that never come there are ended for that.
+    if not failures and absent > 0 and not any(rank.rank is not None for rank in ranks):
+        return unknown(f"{absent} of {expected} ranks never came to init()", ranks)
+    if not events:
+        return unknown(_ended(status), ranks)
+    first = events[0][1]
     cause = first.failure["cause"] if first.failure else _ended(status)
     if not first.failure and out_of_memory:
         cause += ", for lack of memory (the kernel counts such a kill)"
