@@ -151,6 +151,11 @@ def recover(ranks: int | None = None) -> None:
     _keep_sets(world, known, before)
 
 
+def is_lost() -> bool:
+    """Tell whether an operation of an elastic job has ended in the middle, so that nothing works before ``recover``."""
+    return _world is not None and any(each.backend and each.backend.is_lost for each in _world.sets.values())
+
+
 def is_initialized() -> bool:
     """Tell whether this process is in a job: ``init`` was called and ``shutdown`` was not."""
     return _world is not None

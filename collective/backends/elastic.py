@@ -46,8 +46,9 @@ class ElasticBackend(MpiBackend):
             A backend that isn't elastic where this MPI isn't; a warning says so.
         """
         patience = patience_for(settings)
-        transport = mpi.connect(patience, environment, comm)
-        if not recovery.is_possible(environment):
+        possible = recovery.is_possible(environment)
+        transport = mpi.connect(patience, environment, comm, ends=not possible)
+        if not possible:
             return MpiBackend(transport, settings, patience)
         atexit.unregister(recovery.leave)
         atexit.register(recovery.leave)
@@ -83,7 +84,10 @@ class ElasticBackend(MpiBackend):
                 left = self._replenished(left, wanted)
         with recovery.stage("to begin anew", settings.recovery_seconds, where):
             patience = patience_for(settings)
-            return ElasticBackend(mpi.go_on_with(left, patience), settings, patience)
+            backend = ElasticBackend(mpi.go_on_with(left, patience), settings, patience)
+        if left.rank == 0:
+            logger.warning("%d ranks go on, this one as rank 0; they were %d.", left.size, self.topology.size)
+        return backend
 
     def _replenished(self, left: mpi.MPI.Intracomm, wanted: int) -> mpi.MPI.Intracomm:
         """As many ranks as are wanted, or as can be had."""

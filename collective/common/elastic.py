@@ -2,6 +2,8 @@
 
 A state holds what a step changes: ``commit`` remembers it, ``restore`` goes back to what was remembered, ``sync`` gives
 all ranks that of rank 0. All of it lies in the memory of the ranks: what outlives a job is ``collective.checkpoint``.
+
+In an elastic job (``collective run --elastic``) the loop goes on when a rank has died, and when others join.
 """
 
 from __future__ import annotations
@@ -11,15 +13,31 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from collective import objects, world
+import numpy as np
+
+from collective import collectives, objects, world
 from collective.common import keeping
 from collective.common.exceptions import HostsUpdatedInterrupt
 from collective.errors import MismatchError, NonFiniteError, TransportError
+from collective.reduce_ops import Max
 
 # What going back can help against. A wrong argument stays wrong.
 FAILURES = (MismatchError, TransportError, NonFiniteError)
 # How often a job goes back to the same commit: what fails every time is a fault of the program's.
 MOST_RETRIES = 3
+
+# With how many ranks somebody wants the job to go on; 0: nobody has said.
+_wanted = 0
+
+
+def ask_for_ranks(ranks: int) -> None:
+    """Let an elastic job go on with more ranks, from the next commit on; called on any rank, in any thread.
+
+    Args:
+        ranks: How many, those that are there included; as many as there are, or fewer, change nothing.
+    """
+    global _wanted
+    _wanted = ranks
 
 
 class State:
@@ -55,14 +73,30 @@ class State:
         """Called when hosts have come or gone; nothing tells of such in a job of a fixed size."""
 
     def commit(self) -> None:
-        """Remember the state as it is now."""
+        """Remember the state as it is now; in an elastic job called by all ranks.
+
+        Raises:
+            HostsUpdatedInterrupt: see ``check_host_updates``.
+
+        Cost:
+            The copy; in an elastic job an all-reduce of 8 bytes as well.
+        """
+        # First: once a rank has given up, what the others still got may be wrong, and must not be remembered.
+        ranks = _agreed_ranks()
         self.save()
         self.commits += 1
         keeping.persist(self)
-        self.check_host_updates()
+        if ranks:
+            raise HostsUpdatedInterrupt(False, ranks)
 
     def check_host_updates(self) -> None:
-        """Raise ``HostsUpdatedInterrupt`` if hosts have come or gone; in a job of a fixed size none do."""
+        """Raise ``HostsUpdatedInterrupt`` on all ranks if more are to join (``ask_for_ranks``); called by all.
+
+        A job that isn't elastic has a fixed size: nothing is asked there.
+        """
+        ranks = _agreed_ranks()
+        if ranks:
+            raise HostsUpdatedInterrupt(False, ranks)
 
     def save(self) -> None:
         """Remember the state."""
@@ -146,7 +180,7 @@ def run_fn(func: Callable[..., Any], reset: Callable[[], None]) -> Callable[...,
 
     Args:
         func: ``func(state, ...)``, called by all ranks.
-        reset: Begins the job anew.
+        reset: Begins the job anew, after a failure and when ranks join; in an elastic job not called.
 
     Returns:
         A function with the same arguments, which returns what ``func`` does.
@@ -154,23 +188,33 @@ def run_fn(func: Callable[..., Any], reset: Callable[[], None]) -> Callable[...,
 
     @functools.wraps(func)
     def wrapper(state: State, *args: Any, **kwargs: Any) -> Any:
-        retries, commits, skip_sync = 0, -1, False
-        keeping.resume(state)
+        retries, commits, skip_sync, synced = 0, -1, False, False
+        keeping.resume(state, from_newest=not world.backend().is_newcomer)
         while True:
-            if not skip_sync:
-                state.sync()
+            ranks, failed = None, False
             try:
+                if not skip_sync:
+                    _sync(state)
+                synced = True
                 return func(state, *args, **kwargs)
-            except FAILURES:
+            except HostsUpdatedInterrupt as interrupt:
+                skip_sync, ranks = interrupt.skip_sync, interrupt.ranks
+            except Exception as error:
+                # Frameworks wrap errors in their own.
+                if not (isinstance(error, FAILURES) or world.is_lost()):
+                    raise
+                # A newcomer that has nothing yet must not become the rank whose state all get.
+                if world.backend().is_newcomer and not synced:
+                    raise
                 retries = retries + 1 if state.commits == commits else 1
                 commits = state.commits
                 if retries > MOST_RETRIES:
                     raise
+                skip_sync, failed = False, True
+            _begin_anew(reset, ranks)
+            # Not before: what was under way may have written to it until then.
+            if failed:
                 state.restore()
-                skip_sync = False
-            except HostsUpdatedInterrupt as interrupt:
-                skip_sync = interrupt.skip_sync
-            reset()
             state.on_reset()
 
     return wrapper
@@ -179,7 +223,8 @@ def run_fn(func: Callable[..., Any], reset: Callable[[], None]) -> Callable[...,
 def run(func: Callable[..., Any]) -> Callable[..., Any]:
     """``run_fn`` for the job that this process is in; for use as a decorator. Source: Horovod's elastic training.
 
-    What a process's death needs is ``collective run --restarts N``: MPI ends a job that has lost a rank.
+    Under ``collective run --elastic`` it goes on without ranks that have died, or with others in their place. Without,
+    MPI ends a job that has lost a rank, and ``collective run --restarts N`` starts it again.
     """
     return run_fn(func, _reset)
 
@@ -187,3 +232,26 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
 def _reset() -> None:
     world.shutdown()
     world.init()
+
+
+def _begin_anew(reset: Callable[[], None], ranks: int | None) -> None:
+    global _wanted
+    if not world.backend().is_elastic:
+        return reset()
+    _wanted = 0
+    return world.recover(ranks)
+
+
+def _sync(state: State) -> None:
+    """Let all ranks have the state of rank 0."""
+    state.sync()
+    if world.backend().is_elastic:  # ranks may have been a commit apart, and newcomers have none
+        state.commits = int(collectives.broadcast(np.array(state.commits), 0, name="elastic.commits"))
+
+
+def _agreed_ranks() -> int | None:
+    """The number of ranks to go on with that any rank was asked for; None: this one."""
+    if not world.backend().is_elastic:
+        return None
+    wanted = int(collectives.allreduce(np.array(_wanted), Max, name="elastic.ranks"))
+    return wanted if wanted > world.size() else None

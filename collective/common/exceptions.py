@@ -13,11 +13,12 @@ class HostsUpdatedInterrupt(RuntimeError):
 
     Args:
         skip_sync: Whether ranks were only lost, so that those that are left hold the same state already.
+        ranks: With how many ranks the job is to go on; None: not said.
     """
 
-    def __init__(self, skip_sync: bool) -> None:
+    def __init__(self, skip_sync: bool, ranks: int | None = None) -> None:
         super().__init__(skip_sync)
-        self.skip_sync = skip_sync
+        self.skip_sync, self.ranks = skip_sync, ranks
 
 
 class HorovodVersionMismatchError(ImportError):

@@ -34,10 +34,11 @@ class Lasting(Protocol):
 _running: weakref.ref[Lasting] | None = None
 
 
-def resume(state: Lasting) -> None:
+def resume(state: Lasting, from_newest: bool = True) -> None:
     """Let a state begin with what was kept last, if anything was, and keep its commits from now on.
 
-    Called by all ranks. Cost: see ``Snapshots.newest``; nothing where nobody would start the job again.
+    Called by all ranks. Cost: see ``Snapshots.newest``; nothing where nobody would start the job again. Without
+    ``from_newest`` it begins as it is: on a rank that joins others, which are under way.
     """
     global _running
     _running = None
@@ -50,7 +51,7 @@ def resume(state: Lasting) -> None:
         )
         return
     _running = weakref.ref(state)
-    found = Snapshots().newest()
+    found = Snapshots().newest() if from_newest else None
     if found:
         state.adopt(trees.join(found.values, found.arrays), found.own)
         state.commits = found.step

@@ -16,7 +16,6 @@ from collective.dtypes import byte_view
 from collective.errors import LaunchError, TransportError
 from collective.log import logger
 from collective.reduce_ops import Average, Max, Min, Product, ReduceOp, Sum
-from collective.settings import from_environment
 from collective.transport.base import Hierarchy
 from collective.transport.patience import Patience
 from collective.transport.shared import SharedMemory
@@ -203,7 +202,10 @@ class MpiTransport:
 
 
 def connect(
-    patience: Patience, environment: Mapping[str, str], comm: MPI.Intracomm | Sequence[int] | None = None
+    patience: Patience,
+    environment: Mapping[str, str],
+    comm: MPI.Intracomm | Sequence[int] | None = None,
+    ends: bool = True,
 ) -> MpiTransport:
     """Start MPI if need be and return the transport of all its ranks; called by all ranks.
 
@@ -211,6 +213,7 @@ def connect(
         patience: How to wait for messages.
         environment: The process's environment, to compare the launcher with the MPI library.
         comm: The ranks of this communicator only, or these ranks of all; None: all ranks.
+        ends: Whether MPI is ended when the process ends; where a rank has died, that hangs now and then.
 
     Raises:
         LaunchError: when the launcher found in ``environment`` is not the one of the MPI library, or started another
@@ -220,7 +223,7 @@ def connect(
     if not MPI.Is_initialized():
         _check_vendor(launch)
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        if not from_environment(os.environ).elastic:  # after a rank has died MPI's end hangs now and then
+        if ends:
             atexit.register(_finalize, os.getpid())
     _check_thread_level(launch)
     world = MPI.COMM_WORLD
