@@ -11,6 +11,7 @@ International Journal of High Performance Computing Applications 27(3), 2013.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -32,6 +33,8 @@ from collective.transport.mpi import MPI
 ENABLED = "OMPI_MCA_mpi_ft_enable"
 # How long a rank stays after it has left the job: to slower ones, whoever ends at once has died.
 LINGER_SECONDS = 1.0
+# By which Open MPI talks to its launcher.
+LAUNCHERS_LIBRARY = "libpmix.so.2"
 
 # What operations that failed have left behind: MPI may still write to their buffers, and read from them.
 _left_behind: list[Any] = []
@@ -151,6 +154,9 @@ def end_process(cause: str, where: str) -> None:
 def leave() -> None:
     """What the process does last, in place of MPI's own end, which may wait for the dead; its exit status stays."""
     time.sleep(LINGER_SECONDS)
+    # The launcher calls it a failure when one that was started later ends without a word to it.
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(LAUNCHERS_LIBRARY, mode=os.RTLD_NOLOAD).PMIx_Finalize(None, 0)
     if mpi.finalizes():
         sys.stdout.flush()
         sys.stderr.flush()
