@@ -6,6 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 
 
+# The exit status by which a job asks to be started again, with the hosts there are then: EX_TEMPFAIL of sysexits.h. To
+# ``collective run`` it is no failure as long as the hosts have changed.
+START_AGAIN = 75
+
+
 @dataclasses.dataclass(frozen=True)
 class Launcher:
     """The environment variables by which one launcher tells a process its place.

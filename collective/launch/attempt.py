@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
 from collective.launch import verdict
 from collective.launch.dialects import Line
+from collective.launch.hostfile import Host
 from collective.launch.monitor import Monitor
 from collective.launch.watch import Watch
 from collective.monitor import activity
+from collective.monitor.link import HOSTS_UPDATED
 from collective.settings import Settings
 
 # How often a running job is looked at, in seconds.
@@ -26,6 +30,8 @@ END_SECONDS = 15.0
 # The last messages of ranks may come after the launcher has ended.
 LAST_WORDS_SECONDS = 2.0
 STATUS_OF_AN_INCOMPLETE_JOB = 1
+
+Listener = Callable[[tuple[Host, ...]], None]
 
 
 class Attempt(NamedTuple):
@@ -37,6 +43,7 @@ class Attempt(NamedTuple):
         ranks: Number of processes.
         address: This machine's, as the ranks see it; empty: not known, so that nobody watches them.
         settings: The ranks'.
+        hosts: Where they run, with the number of ranks as slots; empty: this machine, or a scheduler says where.
     """
 
     line: Line
@@ -44,6 +51,7 @@ class Attempt(NamedTuple):
     ranks: int
     address: str
     settings: Settings
+    hosts: tuple[Host, ...] = ()
 
 
 class Ending(NamedTuple):
@@ -62,14 +70,20 @@ class Ending(NamedTuple):
     verdict: dict[str, Any]
 
 
-def run(attempt: Attempt) -> Ending:
-    """Run a job once, to its end."""
+def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractContextManager[None]]) -> Ending:
+    """Run a job once, to its end.
+
+    Args:
+        attempt: What is started.
+        watched: ``with watched(listener)`` looks for hosts that come and go, and tells the listener.
+    """
     monitor = Monitor(attempt.address) if attempt.address else None
     watch = Watch(monitor, attempt.settings.stall_seconds, attempt.settings.lost_seconds, say) if monitor else None
     kills, began = activity.out_of_memory_kills(), time.monotonic()
     try:
         variables = monitor.variables if monitor else {}
-        status, stopped, lost = _run(attempt.line, {**attempt.environment, **variables}, watch)
+        with watched(functools.partial(_tell, monitor)):
+            status, stopped, lost = _run(attempt.line, {**attempt.environment, **variables}, watch)
         seconds = time.monotonic() - began
         if monitor:
             monitor.hear_out(LAST_WORDS_SECONDS)
@@ -84,6 +98,14 @@ def run(attempt: Attempt) -> Ending:
     if lost:
         found["cause"] = lost
     return Ending(status, stopped, seconds, found)
+
+
+def _tell(monitor: Monitor | None, hosts: tuple[Host, ...]) -> None:
+    """Tell the ranks which hosts there are for a job that is started now."""
+    names = [f"{host.name}:{host.slots}" for host in hosts]
+    say(f"hosts have come or gone; now there are {', '.join(names) or 'none'}")
+    if monitor:
+        monitor.tell(HOSTS_UPDATED, hosts=names)
 
 
 def say(text: str) -> None:

@@ -51,13 +51,13 @@ def read(path: Path) -> tuple[Host, ...]:
     return parse(text, source=str(path))
 
 
-def parse(text: str, source: str = "host file") -> tuple[Host, ...]:
-    """Parse the text of a host file; ``source`` is what errors call it."""
+def parse(text: str, source: str = "host file", slots: int = 1) -> tuple[Host, ...]:
+    """Parse the text of a host file; ``source`` is what errors call it, ``slots`` what a bare name has."""
     hosts = []
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.split("#", maxsplit=1)[0].strip()
         if line:
-            hosts.append(_parse_line(line, f"{source}, line {number}"))
+            hosts.append(_parse_line(line, f"{source}, line {number}", slots))
     if not hosts:
         raise LaunchError("a host file names at least one host", operation=source, received="no host")
     return _merge(hosts)
@@ -74,7 +74,7 @@ def parse_list(text: str) -> tuple[Host, ...]:
     return _merge(hosts)
 
 
-def _parse_line(line: str, where: str) -> Host:
+def _parse_line(line: str, where: str, slots: int = 1) -> Host:
     head, *options = line.split()
     name, colon, count = head.partition(":")
     if not HOST_NAME.fullmatch(name):
@@ -95,7 +95,7 @@ def _parse_line(line: str, where: str) -> Host:
         if key in values:
             raise LaunchError(f"{RULE}; {key} is said once", operation=where, received=repr(line))
         values[key] = _count(value, line, where)
-    host = Host(name, values.get("slots", 1), values.get("max-slots", 0), where)
+    host = Host(name, values.get("slots", slots), values.get("max-slots", 0), where)
     if host.max_slots and host.max_slots < host.slots:
         raise LaunchError("max-slots is at least slots", operation=where, received=repr(line))
     return host

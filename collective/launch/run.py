@@ -9,13 +9,16 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from collective import launched
 from collective.errors import LaunchError
-from collective.launch import dialects, environment, hostfile, library, machines
+from collective.launch import dialects, discovery, environment, hostfile, library, machines
 from collective.launch.attempt import Attempt, address
+from collective.launch.cooldown import Cooldown
+from collective.launch.fleet import Fleet, Sizes
+from collective.launch.memory import Memory
 from collective.launch.plan import Plan, place
 from collective.launch.supervisor import supervise
 from collective.settings import from_environment
@@ -31,6 +34,10 @@ DEFAULT_HOST_FILES = (
 )
 # Tells the ranks of --elastic (``Settings.elastic``).
 ELASTIC = "COLLECTIVE_ELASTIC"
+# How often a job with a discovery script is started again unless the user says otherwise.
+RESTARTS_WITH_DISCOVERY = 10
+# More than any job has.
+MOST_RANKS = 2**20
 EXAMPLE = "collective run -np 4 python train.py"
 
 
@@ -59,12 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mpi-args", default="", metavar="ARGS", help='for the MPI\'s launcher, as in --mpi-args="-v --tag-output"'
     )
     parser.add_argument(
-        "--restarts",
-        default="0",
+        *("--restarts", "--reset-limit"),
         metavar="N",
-        help="start the job again if it fails, at most N times, on the hosts that answer",
+        help=f"start the job again if it fails, at most N times, on the hosts that answer (default: 0, or "
+        f"{RESTARTS_WITH_DISCOVERY} with a discovery script)",
     )
-    parser.add_argument("--min-np", default="1", metavar="N", help="fewest processes of a restart (default: 1)")
+    _add_elastic_arguments(parser)
     parser.add_argument(
         "--elastic",
         action="store_true",
@@ -81,26 +88,108 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
 
 
+def _add_elastic_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options, by Horovod's names, of jobs whose hosts come and go."""
+    parser.add_argument(
+        "--host-discovery-script",
+        metavar="PATH",
+        help="a program that prints the hosts there are now, as lines of HOST:SLOTS or HOST; asked every second",
+    )
+    parser.add_argument(
+        *("--min-np", "--min-num-proc"),
+        metavar="N",
+        help="fewest processes of a restart (default: 1, or -np with a discovery script)",
+    )
+    parser.add_argument(
+        *("--max-np", "--max-num-proc"),
+        metavar="N",
+        help="most processes (default: -np, or as many as there are slots with a discovery script)",
+    )
+    parser.add_argument(
+        *("--slots", "--slots-per-host"),
+        default="1",
+        metavar="N",
+        help="slots of a host that the discovery script prints without a number (default: 1)",
+    )
+    parser.add_argument(
+        "--elastic-timeout",
+        default="600",
+        metavar="SECONDS",
+        help="how long a start or restart waits for hosts (default: 600)",
+    )
+    parser.add_argument(
+        "--blacklist-cooldown-range",
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="leave a host out on which the job has failed: LOW seconds, then twice as long each time, at most HIGH",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Start the job and watch it until its end, as often as ``--restarts`` allows; returns the last exit status."""
-    restarts = _whole_number("--restarts", arguments.restarts, least=0)
+    asked_for = environment.assigned(arguments.variables, os.environ)
+    variables = {**os.environ, **asked_for}
+    fleet = _fleet(arguments, variables)
+    default = RESTARTS_WITH_DISCOVERY if arguments.host_discovery_script else 0
+    restarts = _whole_number("--restarts", arguments.restarts or str(default), least=0)
     if arguments.dry_run:
-        _attempt(arguments)
+        _attempt(arguments, {}, *fleet.gather(again=False))
         return 0
-    return supervise(functools.partial(_attempt, arguments), restarts, arguments.report)
+    scheduled = machines.allocated(variables) and not fleet.is_known
+    memory = Memory(fleet.used, arguments.launch_agent, keeps=(restarts > 0 or fleet.is_discovered) and not scheduled)
+    return supervise(functools.partial(_attempt, arguments), fleet, restarts, memory, arguments.report)
 
 
-def _attempt(arguments: argparse.Namespace, variables: Mapping[str, str] | None = None, again: bool = False) -> Attempt:
+def _fleet(arguments: argparse.Namespace, variables: Mapping[str, str]) -> Fleet:
+    """Where the job may run, and how large it may be."""
+    ranks, script = _ranks(arguments.ranks), arguments.host_discovery_script
+    fewest = _whole_number("--min-np", arguments.min_np or (str(ranks) if script else "1"), least=1)
+    most = _whole_number("--max-np", arguments.max_np or (str(MOST_RANKS) if script else str(ranks)), least=1)
+    if not fewest <= ranks <= most:
+        received = f"--min-np {fewest} -np {ranks} --max-np {most}"
+        raise LaunchError("-np lies between --min-np and --max-np", received=received)
+    seconds = _whole_number("--elastic-timeout", arguments.elastic_timeout, least=0)
+    sizes = Sizes(ranks, fewest, most, seconds, arguments.oversubscribe)
+    low, high = (
+        _whole_number("--blacklist-cooldown-range", text, least=1)
+        for text in arguments.blacklist_cooldown_range or ("1", "1")
+    )
+    if low > high:
+        raise LaunchError("--blacklist-cooldown-range takes LOW, then HIGH", received=f"{low} {high}")
+    cooldown = Cooldown(low, high) if arguments.blacklist_cooldown_range else Cooldown()
+    named = () if script else _hosts(arguments, variables)
+    listed = _discovery(arguments, script) if script else (lambda: named) if named else None
+    return Fleet(listed, sizes, arguments.launch_agent, cooldown, bool(script))
+
+
+def _discovery(arguments: argparse.Namespace, script: str) -> Callable[[], tuple[hostfile.Host, ...]]:
+    if arguments.hosts is not None or arguments.hostfile is not None:
+        raise LaunchError(
+            "the hosts come from -H, from --hostfile, or from --host-discovery-script",
+            received=f"--host-discovery-script {script} and one of the others",
+            fix="Leave one of them out",
+        )
+    program = shutil.which(script)
+    if program is None:
+        raise LaunchError("--host-discovery-script is a program", received=f"--host-discovery-script {script}")
+    slots = _whole_number("--slots", arguments.slots, least=1)
+    return functools.partial(discovery.ask, os.path.abspath(program), slots)
+
+
+def _attempt(
+    arguments: argparse.Namespace, variables: Mapping[str, str], ranks: int, named: tuple[hostfile.Host, ...]
+) -> Attempt:
     """Plan one start of the job.
 
     Args:
         arguments: What the user asked for.
         variables: Variables for the ranks beside the user's.
-        again: Whether hosts may have been lost: those that don't answer are left out then, and their ranks.
+        ranks: Their number.
+        named: Hosts that have room for them; none: this machine, or a scheduler's choice.
     """
     asked_for = environment.assigned(arguments.variables, os.environ)
-    theirs = {**os.environ, **asked_for, **(variables or {}), **({ELASTIC: "1"} if arguments.elastic else {})}
-    plan = _plan(arguments, theirs, asked_for, again)
+    theirs = {**os.environ, **asked_for, **variables, **({ELASTIC: "1"} if arguments.elastic else {})}
+    plan = _plan(arguments, theirs, asked_for, ranks, named)
     program = plan.command[0]
     line = dialects.build(plan, library.find(program if _is_python(program) else sys.executable))
     defaults = {name: value for name, value in line.environment.items() if name not in theirs}
@@ -110,10 +199,16 @@ def _attempt(arguments: argparse.Namespace, variables: Mapping[str, str] | None 
         text = shlex.join(["env", *shown, *line.arguments])
         print(text, file=sys.stdout if arguments.dry_run else sys.stderr, flush=True)
     where = address(plan.remote, plan.head, plan.scheduled)
-    return Attempt(line, theirs | defaults, plan.ranks, where, from_environment(theirs))
+    return Attempt(line, theirs | defaults, plan.ranks, where, from_environment(theirs), plan.hosts)
 
 
-def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for: Iterable[str], again: bool) -> Plan:
+def _plan(
+    arguments: argparse.Namespace,
+    variables: Mapping[str, str],
+    asked_for: Iterable[str],
+    ranks: int,
+    named: tuple[hostfile.Host, ...],
+) -> Plan:
     """Check what the user asked for against this machine; ``variables`` includes the user's ``-x``, ``asked_for``."""
     above = launched.detect(variables)
     if above and above.size > 1:
@@ -123,11 +218,7 @@ def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for
             fix="Leave one of the two launchers out",
         )
     command = _command(arguments.command)
-    ranks = _ranks(arguments.ranks)
-    named = _hosts(arguments, variables)
     allocated = machines.allocated(variables)
-    if again and named:
-        ranks, named = _left(arguments, ranks, named)
     hosts = place(ranks, named, arguments.oversubscribe) if named else ()
     remote = not all(machines.is_local(host.name) for host in hosts)
     if arguments.launch_agent and not shutil.which(arguments.launch_agent):
@@ -158,21 +249,6 @@ def _plan(arguments: argparse.Namespace, variables: Mapping[str, str], asked_for
         as_root=hasattr(os, "geteuid") and os.geteuid() == 0,
         elastic=arguments.elastic,
     )
-
-
-def _left(
-    arguments: argparse.Namespace, ranks: int, named: tuple[hostfile.Host, ...]
-) -> tuple[int, tuple[hostfile.Host, ...]]:
-    """The hosts that answer, and as many ranks as they have slots for."""
-    left = machines.answering(named, arguments.launch_agent)
-    room = ranks if arguments.oversubscribe and left else sum(host.slots for host in left)
-    fewest = _whole_number("--min-np", arguments.min_np, least=1)
-    if min(ranks, room) < fewest:
-        raise LaunchError(
-            f"the hosts that answer take at least {fewest} ranks",
-            received=", ".join(f"{host.name}:{host.slots}" for host in left) or "none answers",
-        )
-    return min(ranks, room), left
 
 
 def _whole_number(option: str, text: str, least: int) -> int:

@@ -1,56 +1,128 @@
 """Start a job again when it has failed, on the hosts that are left: ``collective run --restarts N``.
 
-The job's program goes on from its newest checkpoint (``collective.checkpoint``); which one that is, it finds by itself.
+The job's program goes on from its newest snapshot (``collective.snapshots``) or checkpoint (``collective.checkpoint``);
+which one that is, it finds by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import signal
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import NamedTuple
 
 from collective.errors import LaunchError
-from collective.launch.attempt import Attempt, Ending, run, say
-from collective.launch.verdict import sentence, unknown, write
+from collective.launch.attempt import STATUS_OF_AN_INCOMPLETE_JOB, Attempt, Ending, run, say
+from collective.launch.fleet import Fleet, Hosts
+from collective.launch.memory import Memory
+from collective.launch.verdict import SIGNALLED, sentence, unknown, write
+from collective.launched import START_AGAIN
 from collective.monitor.link import VARIABLE as MONITOR
 
 # The first pause before a restart, in seconds; the next ones are each twice as long, up to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-STATUS_OF_AN_INCOMPLETE_JOB = 1
+
+# ``start(variables, ranks, hosts)`` plans an attempt with these variables for the ranks.
+Start = Callable[[Mapping[str, str], int, Hosts], Attempt]
 
 
-def supervise(start: Callable[[Mapping[str, str], bool], Attempt], restarts: int, report: str) -> int:
-    """Run a job until it succeeds, or has been started again ``restarts`` times; returns the last exit status.
+class _Try(NamedTuple):
+    """One start of the job: its size, its places and its end."""
+
+    ranks: int
+    hosts: Hosts
+    ending: Ending
+
+
+def supervise(start: Start, fleet: Fleet, restarts: int, memory: Memory, report: str) -> int:
+    """Run a job until it succeeds, or has failed once more than ``restarts`` times; returns the last exit status.
+
+    A job that ends with the status ``START_AGAIN``, and had other places than before, has not failed.
 
     Args:
-        start: ``start(variables, again)`` plans the next attempt with these variables for the ranks; ``again``: it is
-            not the first, so hosts may be gone.
-        restarts: How often.
+        start: Plans an attempt.
+        fleet: Where the job may run.
+        restarts: How many failures are followed by another start.
+        memory: What the job keeps in the memory of its hosts.
         report: File that tells programs what happened; empty: a temporary one, if the job fails.
     """
-    pause, attempts = FIRST_PAUSE, []
-    for number in range(restarts + 1):
-        ranks, ending = _once(start, number, restarts)
-        attempts.append({"ranks": ranks, "seconds": ending.seconds, "status": ending.status, **ending.verdict})
-        if not ending.status or ending.stopped:
-            break
-        say(f"the job ended with status {ending.status} after {ending.seconds:.1f} s: {sentence(ending.verdict)}")
-        if number < restarts:
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+    tries: list[_Try] = []
+    with _stopped_by_signals(), memory:
+        failures, goes_on = 0, True
+        while goes_on:
+            name = f"restart {failures} of {restarts}" if failures else "started again"
+            tries.append(_once(start, fleet, memory, bool(tries), name))
+            ending = tries[-1].ending
+            goes_on = bool(ending.status) and not ending.stopped
+            if goes_on and _asks_for_other_hosts(tries):
+                say("the job asks to be started again, with the hosts there are now")
+            elif goes_on:
+                how = f"with status {ending.status} after {ending.seconds:.1f} s"
+                say(f"the job ended {how}: {sentence(ending.verdict)}")
+                failures += 1
+                goes_on = failures <= restarts and bool(tries[-1].ranks)
+            if ending.status:
+                memory.tidy()
+            if goes_on and failures:
+                time.sleep(min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE))
     if report or (ending.status and not ending.stopped):
-        file = write({"status": ending.status, "attempts": attempts}, report)
-        say(f"all that is known is in {file}" if file else f"the report can't be written to {report}")
+        _report(tries, report)
     return ending.status
 
 
-def _once(start: Callable[[Mapping[str, str], bool], Attempt], number: int, restarts: int) -> tuple[int, Ending]:
-    """Start the job once; returns the number of ranks, and how it ended."""
+def _once(start: Start, fleet: Fleet, memory: Memory, again: bool, name: str) -> _Try:
+    """Start the job once, where there is room for it now."""
+    ranks = 0
+    hosts: Hosts = ()
     try:
-        attempt = start({MONITOR: ""}, number > 0)
+        ranks, hosts = fleet.gather(again)
+        attempt = start({MONITOR: "", **memory.variables}, ranks, hosts)
     except LaunchError as error:
-        if not number:
+        if not again:
             raise
-        return 0, Ending(STATUS_OF_AN_INCOMPLETE_JOB, False, 0.0, unknown(f"the job could not be started: {error}"))
-    if number:
-        say(f"restart {number} of {restarts}, on {attempt.ranks} ranks")
-    return attempt.ranks, run(attempt)
+        verdict = unknown(f"the job could not be started: {error}")
+        return _Try(ranks, hosts, Ending(STATUS_OF_AN_INCOMPLETE_JOB, False, 0.0, verdict))
+    if again:
+        say(f"{name}, on {ranks} ranks")
+    ending = run(attempt, functools.partial(fleet.watched, ranks, hosts))
+    blamed = ending.verdict["rank"]
+    if ending.status not in (0, START_AGAIN) and not ending.stopped and blamed is not None and attempt.hosts:
+        # Launchers fill the hosts in their order.
+        fleet.blame([host.name for host in attempt.hosts for _ in range(host.slots)][blamed])
+    return _Try(ranks, hosts, ending)
+
+
+def _asks_for_other_hosts(tries: list[_Try]) -> bool:
+    """Whether the last try ended to get other hosts; one that has got no others before ends so by mistake."""
+    *before, last = tries
+    had_others = not before or before[-1][:2] != last[:2]
+    return last.ending.status == START_AGAIN and had_others
+
+
+def _report(tries: list[_Try], file: str) -> None:
+    endings = [(each.ranks, each.ending) for each in tries]
+    attempts = [
+        {"ranks": ranks, "seconds": ending.seconds, "status": ending.status, **ending.verdict}
+        for ranks, ending in endings
+    ]
+    written = write({"status": endings[-1][1].status, "attempts": attempts}, file)
+    say(f"all that is known is in {written}" if written else f"the report can't be written to {file}")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let signals that would end this process at once, between two starts, end it in peace."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        sys.exit(SIGNALLED + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

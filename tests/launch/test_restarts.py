@@ -99,14 +99,25 @@ def test_a_job_that_is_told_to_stop_is_not_started_again(tmp_path):
     assert "restart" not in errors
 
 
-@pytest.mark.parametrize("words", [("--restarts", "two"), ("--restarts", "-1"), ("--restarts", "1", "--min-np", "0")])
-def test_numbers_that_are_none_are_refused(words):
-    job = run([sys.executable, "-m", "collective", "run", "-np", "2", *words, "--", "true"], timeout=30)
-    if "--min-np" in words:  # looked at when hosts are lost
-        assert job.returncode == 0
-    else:
-        assert job.returncode == 2
-        assert "takes a whole number from 0" in job.stderr
+REFUSED = {
+    "--restarts two": "--restarts takes a whole number from 0",
+    "--reset-limit -1": "takes a whole number from 0",
+    "--min-np 0": "--min-np takes a whole number from 1",
+    "--min-np 3": "-np lies between --min-np and --max-np",
+    "--max-np 1": "-np lies between --min-np and --max-np",
+    "--elastic-timeout soon": "takes a whole number from 0",
+    "--blacklist-cooldown-range 9 3": "takes LOW, then HIGH",
+    "--host-discovery-script /no/such/program": "--host-discovery-script is a program",
+    "--host-discovery-script true -H a:2": "from --host-discovery-script",
+    "--host-discovery-script true --slots 0": "--slots takes a whole number from 1",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_options_that_make_no_sense_are_refused(words):
+    job = run([sys.executable, "-m", "collective", "run", "-np", "2", *words.split(), "--", "true"], timeout=30)
+    assert job.returncode == 2
+    assert REFUSED[words] in job.stderr
 
 
 def test_a_lost_host_s_ranks_are_left_out_although_the_launcher_says_that_all_is_well(train, four_hosts, tmp_path):

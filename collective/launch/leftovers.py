@@ -1,0 +1,54 @@
+"""What the ranks of a job that died have left in /dev/shm of a host: found, and removed.
+
+A program of its own, which needs nothing but Python, because it also runs on hosts where only the job's ranks ran:
+``python leftovers.py SINCE [FOLDER]`` removes what is younger than SINCE (seconds of the Unix epoch), and FOLDER.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+MEMORY = Path("/dev/shm")  # noqa: S108  # only what is this user's own is touched
+# Open MPI's memory between the ranks of a host: some 17 MB for each rank that was killed together with its launcher.
+PATTERN = "sm_segment.*"
+# A file this young may be one that a starting rank hasn't mapped yet.
+YOUNGEST = 1.0
+
+
+def remove(since: float, folder: str = "") -> int:
+    """Remove what nobody has mapped of this user's segments; returns the bytes that are free again.
+
+    Args:
+        since: The job's start; older files are others'.
+        folder: The job's snapshots, if they are to go as well.
+    """
+    freed, mapped = 0, None
+    for path in MEMORY.glob(PATTERN):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if found.st_uid != os.geteuid() or not since <= found.st_mtime <= time.time() - YOUNGEST:
+                continue
+            mapped = set(_mapped()) if mapped is None else mapped
+            if str(path) not in mapped:
+                path.unlink()
+                freed += found.st_blocks * 512
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def _mapped() -> Iterator[str]:
+    """The files of ``MEMORY`` that processes have mapped."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError), maps.open() as lines:
+            yield from (line.split(maxsplit=5)[5].strip() for line in lines if f" {MEMORY}/" in line)
+
+
+if __name__ == "__main__":
+    remove(float(sys.argv[1]), *sys.argv[2:])
