@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import socket
@@ -104,9 +105,10 @@ def address(remote: bool, head: str, scheduled: bool) -> str:
     if not scheduled:
         return "127.0.0.1"
     try:
-        return socket.gethostbyname(socket.gethostname())
+        found = socket.gethostbyname(socket.gethostname())
     except OSError:
         return ""
+    return "" if ipaddress.ip_address(found).is_loopback else found
 
 
 def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tuple[int, bool, str]:

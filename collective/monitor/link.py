@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class Link:
                     continue
                 message = self._channel.receive()
                 if message is None:
-                    return
+                    return _end_orphan()
                 self._answer(message)
         except (OSError, ValueError, TransportError) as error:  # the job goes on without
             logger.debug("no supervisor any more: %s", error)
@@ -71,6 +72,12 @@ class Link:
             self._channel.send("stacks", stacks=activity.stacks(), **activity.now())
         elif message["kind"] in handlers:
             handlers[message["kind"]](message)
+
+
+def _end_orphan() -> None:
+    """End this rank, and so the job: who has ended its supervisor for good wants no job that nobody can stop."""
+    logger.error("collective run has ended, and so does this rank")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def connect(told: str, launched_as: str) -> None:
