@@ -66,7 +66,7 @@ class Ending(NamedTuple):
 def run(attempt: Attempt) -> Ending:
     """Run a job once, to its end."""
     monitor = Monitor(attempt.address) if attempt.address else None
-    watch = Watch(monitor, attempt.settings.stall_seconds, attempt.settings.lost_seconds, say) if monitor else None
+    watch = Watch(monitor, attempt.ranks, attempt.settings, say) if monitor else None
     kills, began = activity.out_of_memory_kills(), time.monotonic()
     try:
         variables = monitor.variables if monitor else {}

@@ -80,12 +80,13 @@ def _end_orphan() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def connect(told: str, launched_as: str) -> None:
+def connect(told: str, launched_as: str, number: int | None) -> None:
     """Connect to the supervisor, once in a process; before MPI is started, so that it hears if that goes wrong.
 
     Args:
         told: The variable's value; empty: there is no supervisor.
         launched_as: What the launcher calls this process, such as ``process 2 of 4``.
+        number: Its number there.
     """
     global _link, _told
     os.environ.pop(VARIABLE, None)  # children have no business with the key
@@ -98,7 +99,7 @@ def connect(told: str, launched_as: str) -> None:
     except (OSError, ValueError) as error:
         logger.warning("The supervisor of this job can't be reached, so nobody watches this rank: %s", error)
         return
-    tell("hello", launched_as=launched_as, **activity.place())
+    tell("hello", launched_as=launched_as, number=number, **activity.place())
 
 
 def tell(kind: str, **fields: Any) -> None:

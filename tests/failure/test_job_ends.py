@@ -30,7 +30,7 @@ CASES = {
     "killed": ("if r == 1: os.kill(os.getpid(), 9)\nc.allreduce(np.ones(3))", ["rank 1"]),
     "crash": (
         "if r == 1: import ctypes; ctypes.string_at(0)\nc.allreduce(np.ones(3))",
-        ["Segmentation fault", "line 3"],
+        ["in string_at"],
     ),
     "exit without a word": ("if r == 1: os._exit(7)\nc.allreduce(np.ones(3))", ["Exit code:    7"]),
 }
@@ -147,10 +147,11 @@ def wait_for(condition, seconds):
 
 
 def test_a_rank_that_never_calls_init_is_missed():
-    code = "import collective as c, sys, os, time\nif os.environ.get('OMPI_COMM_WORLD_RANK') == '1': time.sleep(3); sys.exit(3)\nc.init()"
+    early = "if os.environ.get('OMPI_COMM_WORLD_RANK') == '1': time.sleep(3); sys.exit(3)"
+    code = f"import collective as c, sys, os, time\n{early}\nc.init()"
     result = run_job(2, sys.executable, "-c", code)
     assert result.returncode != 0
-    assert "1 of 2 ranks never came to init()" in result.stderr
+    assert "process 1 of 2 never came to init()" in result.stderr
 
 
 def as_if_launched(**environment):
