@@ -6,6 +6,7 @@ operation: mpirun sees nothing wrong.
 
 from __future__ import annotations
 
+import faulthandler
 import socket
 import sys
 import traceback
@@ -27,6 +28,8 @@ def end_job_on_exception(where: str, abort: Callable[[int], None]) -> Callable[[
     Returns:
         A function that takes the arrangement back.
     """
+    if not faulthandler.is_enabled():
+        faulthandler.enable(all_threads=False)  # a crash in C code then says where in Python it was
     previous: Hook = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

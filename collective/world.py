@@ -71,7 +71,7 @@ def init(
     # The backend has things to say while it starts, before it knows its rank for sure.
     launched_as = f"process {launch.rank} of {launch.size}" if launch else "this process"
     log.configure(chosen.log_level, launched_as)
-    link.connect(chosen.monitor, launched_as)
+    link.connect(chosen.monitor, launched_as, launch.rank if launch else None)
     backend = _start_backend(chosen, launch, os.environ, comm)
     _world = World(backend, lambda: None, chosen)
     global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import os
 import signal
 import socket
@@ -78,7 +79,7 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
         watched: ``with watched(listener)`` looks for hosts that come and go, and tells the listener.
     """
     monitor = Monitor(attempt.address) if attempt.address else None
-    watch = Watch(monitor, attempt.settings.stall_seconds, attempt.settings.lost_seconds, say) if monitor else None
+    watch = Watch(monitor, attempt.ranks, attempt.settings, say) if monitor else None
     kills, began = activity.out_of_memory_kills(), time.monotonic()
     try:
         variables = monitor.variables if monitor else {}
@@ -126,9 +127,10 @@ def address(remote: bool, head: str, scheduled: bool) -> str:
     if not scheduled:
         return "127.0.0.1"
     try:
-        return socket.gethostbyname(socket.gethostname())
+        found = socket.gethostbyname(socket.gethostname())
     except OSError:
         return ""
+    return "" if ipaddress.ip_address(found).is_loopback else found
 
 
 def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tuple[int, bool, str]:

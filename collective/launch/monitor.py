@@ -34,10 +34,12 @@ class Rank:
         host: Its host's name.
         process: Its process number there.
         launched_as: What the launcher calls it.
+        number: Its number there.
         rank: Its number; None: it has not come to ``init``'s end.
         size: The number of ranks that it knows of.
         said: Its last status.
         heard: When it last said something, by ``time.monotonic``.
+        came: When it said hello.
         left: Whether it has said that it leaves the job.
         ended: When its connection ended; None: it hasn't.
         failure: What it said before it failed.
@@ -49,10 +51,12 @@ class Rank:
     host: str
     process: int
     launched_as: str
+    number: int | None = None
     rank: int | None = None
     size: int | None = None
     said: Message = dataclasses.field(default_factory=dict)
     heard: float = 0.0
+    came: float = dataclasses.field(default_factory=time.monotonic)
     left: bool = False
     ended: float | None = None
     failure: Message | None = None
@@ -139,7 +143,9 @@ class Monitor:
         except (OSError, TransportError, ValueError):
             connection.close()
             return
-        rank = Rank(channel, hello["host"], hello["process"], hello["launched_as"], heard=time.monotonic())
+        rank = Rank(
+            channel, hello["host"], hello["process"], hello["launched_as"], hello["number"], heard=time.monotonic()
+        )
         with self._lock:
             self.ranks.append(rank)
             self._selector.register(channel, selectors.EVENT_READ, rank)

@@ -38,10 +38,9 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
     deaths = [(rank.ended, rank) for rank in ranks if rank.ended and not rank.left and not rank.failure]
     # A mismatch comes to all ranks at once; one of them may have said more, such as that it came to its end too early.
     events = sorted([*failures, *deaths], key=lambda event: (_is(MismatchError, event[1]), event[0]))
-    absent = expected - len(ranks)
     # Those that wait in init for ranks that never come there are ended for that.
-    if not failures and absent > 0 and not any(rank.rank is not None for rank in ranks):
-        return unknown(f"{absent} of {expected} ranks never came to init()", ranks)
+    if not failures and not any(rank.rank is not None for rank in ranks) and (missing := absent(ranks, expected)):
+        return unknown(f"{missing} never came to init()", ranks)
     if not events:
         return unknown(_ended(status), ranks)
     first = events[0][1]
@@ -54,6 +53,14 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
         first = late
     others = [_seen(rank) for rank in ranks if rank is not first]
     return {**_seen(first), "cause": cause, "others": others}
+
+
+def absent(ranks: Sequence[Rank], expected: int) -> str:
+    """Which of the processes that were started have not come to ``init``; empty: none of them."""
+    numbers = sorted(set(range(expected)) - {rank.number for rank in ranks})
+    if not numbers:
+        return ""
+    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} of {expected}"
 
 
 def unknown(cause: str, ranks: Sequence[Rank] = ()) -> Verdict:

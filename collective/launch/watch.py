@@ -1,4 +1,4 @@
-"""Looks at a running job: which rank the others wait for and what it is at, and which hosts are not heard of."""
+"""Looks at a running job: which rank the others wait for and what it is at, and when waiting has become pointless."""
 
 from __future__ import annotations
 
@@ -7,70 +7,118 @@ import time
 from collections.abc import Callable, Sequence
 
 from collective.launch.monitor import Monitor, Rank
+from collective.launch.verdict import absent
 from collective.monitor import activity
+from collective.settings import Settings
 
 # A rank tells its status every second; after so long it isn't just late with that.
 SILENT_SECONDS = 5.0
 # How long a rank may take to tell where it is.
 ANSWER_SECONDS = 2.0
+# How long a launcher may outlive ranks that ended without leaving the job.
+ALONE_SECONDS = 10.0
 
 
 class Watch:
-    """Says what it sees.
+    """Says what it sees, and tells when the job has to be ended.
 
     Args:
         monitor: What hears the ranks.
-        stall_seconds: How long ranks wait for another before that one is named; 0: it never is.
-        lost_seconds: How long nothing is heard from a host before the job is given up; 0: it never is.
+        expected: Number of processes that are started.
+        settings: The ranks': ``stall_seconds`` until a rank that others wait for is named, ``timeout_seconds`` until a
+            rank that says nothing, or has not come to ``init`` while others wait there, is given up, ``lost_seconds``
+            until a host is; 0: never.
         say: Prints a line.
     """
 
-    def __init__(self, monitor: Monitor, stall_seconds: float, lost_seconds: float, say: Callable[[str], None]) -> None:
-        self._monitor, self._say = monitor, say
-        self._stall, self._lost = stall_seconds, lost_seconds
+    def __init__(self, monitor: Monitor, expected: int, settings: Settings, say: Callable[[str], None]) -> None:
+        self._monitor, self._expected, self._say = monitor, expected, say
+        self._stall = settings.stall_seconds or float("inf")
+        self._timeout = settings.timeout_seconds or float("inf")
+        self._lost = settings.lost_seconds or float("inf")
         self._asked: dict[Rank, float] = {}  # when a late rank was asked for its stacks
         self._named: set[Rank] = set()
+        self._missed: set[str] = set()
 
     def look(self) -> str:
         """To be called every second or so; returns why the job has to be ended, or nothing."""
         present = [rank for rank in self._monitor.ranks if rank.ended is None and not rank.left]
-        if self._stall:
-            self._look_for_late(present)
-        return self._silent_host(present) if self._lost else ""
+        self._look_for_late(present)
+        return self._alone() or self._missing(present) or self._silent(present)
 
     def _look_for_late(self, present: Sequence[Rank]) -> None:
-        now = time.monotonic()
         waiting = [rank for rank in present if rank.said.get("waited_seconds", 0) > self._stall]
-        late = [rank for rank in present if not rank.said.get("waited_seconds") or now - rank.heard > SILENT_SECONDS]
-        for rank in late if waiting else ():
-            if rank not in self._asked:
+        late = [rank for rank in present if _silence(rank) > self._stall] or [
+            rank
+            for rank in present
+            if waiting and (not rank.said.get("waited_seconds") or _silence(rank) > SILENT_SECONDS)
+        ]
+        for rank in late:
+            asked = self._asked.get(rank)
+            if asked is None:
                 rank.stacks = ""
-                self._asked[rank] = now
+                self._asked[rank] = time.monotonic()
                 self._monitor.tell("stacks", to=rank)
-            elif rank not in self._named and (rank.stacks or now - self._asked[rank] > ANSWER_SECONDS):
+            elif rank not in self._named and (rank.stacks or time.monotonic() - asked > ANSWER_SECONDS):
                 self._named.add(rank)
-                self._say(self._description(rank, waiting))
-        if not waiting:
+                self._say(_description(rank, waiting))
+        if not late:
             self._asked.clear()
             self._named.clear()
 
-    def _description(self, late: Rank, waiting: Sequence[Rank]) -> str:
-        longest = max(waiting, key=lambda rank: rank.said["waited_seconds"])
-        seconds = longest.said["waited_seconds"]
-        text = f"{late.label} is late: {longest.label} has waited {seconds:.0f} s in {longest.said['operation']}"
-        if late.stacks:
-            return f"{text}. It is at:\n{late.stacks.rstrip()}"
-        silence = time.monotonic() - late.heard
-        here = late.host == os.uname().nodename
-        state = activity.state(late.process) if here else ""
-        told = f"its process is {state}" if state else "stopped, cut off, or in code that holds Python's lock"
-        return f"{text}. It has said nothing for {silence:.0f} s: {told}"
+    def _alone(self) -> str:
+        """Whether the launcher has outlived its ranks."""
+        ranks = self._monitor.ranks
+        deaths = [rank.ended for rank in ranks if rank.ended and not rank.left]
+        over = bool(deaths) and all(rank.ended for rank in ranks)
+        return "all ranks have ended, but not their launcher" if over and _since(deaths) > ALONE_SECONDS else ""
 
-    def _silent_host(self, present: Sequence[Rank]) -> str:
+    def _missing(self, present: Sequence[Rank]) -> str:
+        """Which processes others wait for in ``init`` in vain."""
+        waiting = [rank for rank in present if rank.rank is None]
+        missing = absent(self._monitor.ranks, self._expected) if waiting else ""
+        if not missing:
+            return ""
+        waited = max(time.monotonic() - rank.came for rank in waiting)
+        text = f"{missing} never came to init(), where others have waited {waited:.0f} s"
+        if waited > self._stall and missing not in self._missed:
+            self._missed.add(missing)
+            self._say(text)
+        return text if waited > self._timeout else ""
+
+    def _silent(self, present: Sequence[Rank]) -> str:
+        """Which rank or host is not heard of any more."""
+        for rank in present:
+            if _silence(rank) > self._timeout:
+                return f"{rank.label} {_told(rank)}"
         for host in dict.fromkeys(rank.host for rank in present):
             there = [rank for rank in present if rank.host == host]
-            silence = time.monotonic() - max(rank.heard for rank in there)
+            silence = min(map(_silence, there))
             if silence > self._lost:
                 numbers = ", ".join(str(rank.rank) for rank in there)
-                return f"host {host} (ranks {numbers}) was not heard of for {silence:.0f} s"
+                return f"host {host} was not heard of for {silence:.0f} s, so neither were ranks {numbers}"
         return ""
+
+
+def _description(late: Rank, waiting: Sequence[Rank]) -> str:
+    text = f"{late.label} is late"
+    if waiting:
+        longest = max(waiting, key=lambda rank: rank.said["waited_seconds"])
+        seconds = longest.said["waited_seconds"]
+        text += f": {longest.label} has waited {seconds:.0f} s in {longest.said['operation']}"
+    return f"{text}. It is at:\n{late.stacks.rstrip()}" if late.stacks else f"{text}. It {_told(late)}"
+
+
+def _told(rank: Rank) -> str:
+    """What there is to say of a rank that says nothing itself."""
+    state = activity.state(rank.process) if rank.host == os.uname().nodename else ""
+    told = f"its process is {state}" if state else "stopped, cut off, or in code that holds Python's lock"
+    return f"has said nothing for {_silence(rank):.0f} s: {told}"
+
+
+def _silence(rank: Rank) -> float:
+    return time.monotonic() - rank.heard
+
+
+def _since(times: Sequence[float]) -> float:
+    return time.monotonic() - max(times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -63,7 +64,7 @@ class Link:
                     continue
                 message = self._channel.receive()
                 if message is None:
-                    return
+                    return _end_orphan()
                 self._answer(message)
         except (OSError, ValueError, TransportError) as error:  # the job goes on without
             logger.debug("no supervisor any more: %s", error)
@@ -75,12 +76,19 @@ class Link:
             handlers[message["kind"]](message)
 
 
-def connect(told: str, launched_as: str) -> None:
+def _end_orphan() -> None:
+    """End this rank, and so the job: who has ended its supervisor for good wants no job that nobody can stop."""
+    logger.error("collective run has ended, and so does this rank")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def connect(told: str, launched_as: str, number: int | None) -> None:
     """Connect to the supervisor, once in a process; before MPI is started, so that it hears if that goes wrong.
 
     Args:
         told: The variable's value; empty: there is no supervisor.
         launched_as: What the launcher calls this process, such as ``process 2 of 4``.
+        number: Its number there.
     """
     global _link, _told
     os.environ.pop(VARIABLE, None)  # children have no business with the key
@@ -93,7 +101,7 @@ def connect(told: str, launched_as: str) -> None:
     except (OSError, ValueError) as error:
         logger.warning("The supervisor of this job can't be reached, so nobody watches this rank: %s", error)
         return
-    tell("hello", launched_as=launched_as, **activity.place())
+    tell("hello", launched_as=launched_as, number=number, **activity.place())
 
 
 def tell(kind: str, **fields: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 
@@ -27,6 +28,10 @@ CASES = {
     "object array": ("c.allreduce(np.array([{}]))", ["arrays are of numbers or bool", "dtype=object"]),
     "root out of range": ("c.broadcast(np.ones(2), 3)", ["the root is a rank from 0 to 2", "root_rank=3"]),
     "killed": ("if r == 1: os.kill(os.getpid(), 9)\nc.allreduce(np.ones(3))", ["rank 1"]),
+    "crash": (
+        "if r == 1: import ctypes; ctypes.string_at(0)\nc.allreduce(np.ones(3))",
+        ["in string_at"],
+    ),
     "exit without a word": ("if r == 1: os._exit(7)\nc.allreduce(np.ones(3))", ["Exit code:    7"]),
 }
 
@@ -37,6 +42,7 @@ REPORTED = {
     "early end": 1,
     "early end with a status": 1,
     "killed": 1,
+    "crash": 1,
     "exit without a word": 1,
 }
 
@@ -124,11 +130,28 @@ def test_a_stopped_rank_is_named_as_such_and_is_to_blame_when_the_others_give_up
     assert {other["rank"] for other in told["others"]} == {0, 2}
 
 
+def test_ranks_end_with_the_supervisor_that_somebody_has_killed(tmp_path):
+    code = PROLOGUE + f"open(r'{tmp_path}/' + str(os.getpid()), 'w').close()\ntime.sleep(100)"
+    command = [sys.executable, "-m", "collective", "run", "-np", "2", "--", sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as job:
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2, 60)
+        job.kill()
+    wait_for(lambda: not any(os.path.exists(f"/proc/{path.name}") for path in tmp_path.iterdir()), 10)
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_rank_that_never_calls_init_is_missed():
-    code = "import collective as c, sys, os, time\nif os.environ.get('OMPI_COMM_WORLD_RANK') == '1': time.sleep(3); sys.exit(3)\nc.init()"
+    early = "if os.environ.get('OMPI_COMM_WORLD_RANK') == '1': time.sleep(3); sys.exit(3)"
+    code = f"import collective as c, sys, os, time\n{early}\nc.init()"
     result = run_job(2, sys.executable, "-c", code)
     assert result.returncode != 0
-    assert "1 of 2 ranks never came to init()" in result.stderr
+    assert "process 1 of 2 never came to init()" in result.stderr
 
 
 def as_if_launched(**environment):

@@ -14,6 +14,7 @@ from collective.launch.monitor import Monitor, Rank
 from collective.launch.watch import Watch
 from collective.monitor import activity
 from collective.monitor.channel import HEAD, LONGEST, Channel, new_key
+from collective.settings import Settings
 
 opened = []
 
@@ -85,7 +86,13 @@ def joined(monitor, number, **status):
     address, port, key = next(iter(monitor.variables.values())).rsplit(":", 2)
     opened.append(socket.create_connection((address, int(port)), 5))
     channel = Channel(opened[-1], bytes.fromhex(key), is_supervisor=False)
-    channel.send("hello", launched_as=f"process {number} of 3", host=activity.place()["host"], process=1000 + number)
+    channel.send(
+        "hello",
+        launched_as=f"process {number} of 3",
+        number=number,
+        host=activity.place()["host"],
+        process=1000 + number,
+    )
     channel.send("joined", rank=number, size=3)
     channel.send("status", **{**activity.now(), **status})
     return channel
@@ -133,7 +140,8 @@ def test_the_rank_that_ended_first_without_a_word_is_to_blame(monitor):
 def test_a_rank_that_others_gave_up_on_is_to_blame_and_not_they(monitor):
     channels = [joined(monitor, number) for number in range(3)]
     channels[0].send("failure", cause="every rank takes part", error="TransportError", operation="barrier")
-    until(lambda: len(monitor.ranks) == 3 and any(rank.failure for rank in monitor.ranks))
+    until(lambda: len(monitor.ranks) == 3 and all(rank.said for rank in monitor.ranks))
+    until(lambda: any(rank.failure for rank in monitor.ranks))
     channels[1].send("status", **{**activity.now(), "waited_seconds": 9})
     until(lambda: any(rank.said.get("waited_seconds") for rank in monitor.ranks))
     found = verdict.judge(monitor.ranks, 1, 3)
@@ -147,7 +155,7 @@ def test_ranks_that_never_came_are_counted(monitor):
     monitor.ranks[0].rank = None  # still in init
     found = verdict.judge(monitor.ranks, 1, 3)
     assert found["rank"] is None
-    assert verdict.sentence(found) == "2 of 3 ranks never came to init()."
+    assert verdict.sentence(found) == "processes 1, 2 of 3 never came to init()."
 
 
 def test_a_report_says_all_in_json(monitor, tmp_path):
@@ -163,7 +171,7 @@ def test_a_report_says_all_in_json(monitor, tmp_path):
 
 def test_a_late_rank_is_named_once_with_its_stacks(monitor):
     lines = []
-    watch = Watch(monitor, 0.5, 0, lines.append)
+    watch = Watch(monitor, 2, Settings(stall_seconds=0.5), lines.append)
     waiting = joined(monitor, 0, waited_seconds=1.0, operation="allreduce 'a'")
     late = joined(monitor, 1, waited_seconds=0)
     until(lambda: len(monitor.ranks) == 2 and all(rank.said for rank in monitor.ranks))
@@ -181,14 +189,58 @@ def test_a_late_rank_is_named_once_with_its_stacks(monitor):
 
 
 def test_a_host_that_is_not_heard_of_ends_the_job(monitor):
-    watch = Watch(monitor, 0, 0.2, print)
+    watch = Watch(monitor, 1, Settings(stall_seconds=0, lost_seconds=20), print)
     joined(monitor, 0)
     until(lambda: monitor.ranks and monitor.ranks[0].said)
     assert watch.look() == ""
-    monitor.ranks[0].heard -= 0.3
-    assert "(ranks 0) was not heard of" in watch.look()
+    monitor.ranks[0].heard -= 21
+    assert "was not heard of for 21 s, so neither were ranks 0" in watch.look()
+
+
+def test_a_rank_that_says_nothing_is_named_and_given_up_although_nobody_tells_of_waiting(monitor):
+    lines = []
+    watch = Watch(monitor, 2, Settings(stall_seconds=10, timeout_seconds=30, lost_seconds=0), lines.append)
+    for number in range(2):
+        joined(monitor, number)
+    until(lambda: len(monitor.ranks) == 2 and all(rank.said for rank in monitor.ranks))
+    silent = next(rank for rank in monitor.ranks if rank.rank == 1)
+    silent.heard -= 15
+    assert watch.look() == ""
+    watch._asked[silent] -= 5
+    assert watch.look() == ""
+    assert lines == [lines[0]]
+    assert "rank 1 on host" in lines[0]
+    assert "has said nothing for 15 s" in lines[0]
+    silent.heard -= 20
+    assert "rank 1 on host" in watch.look()
+
+
+def test_processes_that_others_wait_for_in_init_are_named_and_given_up(monitor):
+    lines = []
+    watch = Watch(monitor, 3, Settings(stall_seconds=10, timeout_seconds=30), lines.append)
+    joined(monitor, 1)
+    until(lambda: monitor.ranks and monitor.ranks[0].said)
+    assert watch.look() == ""  # it is not in init: a job may be of some of the processes
+    monitor.ranks[0].rank = None
+    monitor.ranks[0].came -= 15
+    assert watch.look() == ""
+    assert watch.look() == ""
+    assert lines == ["processes 0, 2 of 3 never came to init(), where others have waited 15 s"]
+    monitor.ranks[0].came -= 16
+    assert watch.look().startswith("processes 0, 2 of 3")
+
+
+def test_a_launcher_that_outlives_its_ranks_is_ended(monitor):
+    watch = Watch(monitor, 1, Settings(), print)
+    joined(monitor, 0).close()
+    until(lambda: monitor.ranks and monitor.ranks[0].ended)
+    assert watch.look() == ""
+    monitor.ranks[0].ended -= 11
+    assert "not their launcher" in watch.look()
+    monitor.ranks[0].left = True  # as it should: MPI takes its time to end
+    assert watch.look() == ""
 
 
 def test_the_verdict_is_the_same_for_ranks_that_said_nothing():
-    rank = Rank(ends(bytes(32))[0], "a", 1, "process 0 of 1", rank=0, ended=1.0)
+    rank = Rank(ends(bytes(32))[0], "a", 1, "process 0 of 1", 0, rank=0, ended=1.0)
     assert verdict.judge([rank], 7, 1)["cause"] == "ended without a word, and the job with status 7"
