@@ -69,7 +69,7 @@ class Settings:
     completion_file: str = ""
     elastic: int = 0
     min_ranks: int = 0
-    recovery_seconds: float = 30.0
+    recovery_seconds: float = 60.0
     snapshot_folder: str = ""
     monitor: str = ""
     lost_seconds: float = 120.0

@@ -32,8 +32,8 @@ DEFAULT_HOST_FILES = (
     "I_MPI_HYDRA_HOST_FILE",
     "HYDRA_HOST_FILE",
 )
-# Tells the ranks of --elastic (``Settings.elastic``).
-ELASTIC = "COLLECTIVE_ELASTIC"
+# Tell the ranks of --elastic (``Settings.elastic``), and with how many they may go on (``min_ranks``).
+ELASTIC, FEWEST = "COLLECTIVE_ELASTIC", "COLLECTIVE_MIN_RANKS"
 # How often a job with a discovery script is started again unless the user says otherwise.
 RESTARTS_WITH_DISCOVERY = 10
 # More than any job has.
@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--elastic",
         action="store_true",
-        help="let the ranks that are left go on when one has died (Open MPI 5)",
+        help="let the ranks that are left go on when one has died: with another in its place, or without one as long "
+        "as there are --min-np (Open MPI 5)",
     )
     parser.add_argument(
         "--report",
@@ -188,7 +189,7 @@ def _attempt(
         named: Hosts that have room for them; none: this machine, or a scheduler's choice.
     """
     asked_for = environment.assigned(arguments.variables, os.environ)
-    theirs = {**os.environ, **asked_for, **variables, **({ELASTIC: "1"} if arguments.elastic else {})}
+    theirs = {**os.environ, **asked_for, **variables, **_in_place(arguments)}
     plan = _plan(arguments, theirs, asked_for, ranks, named)
     program = plan.command[0]
     line = dialects.build(plan, library.find(program if _is_python(program) else sys.executable))
@@ -200,6 +201,12 @@ def _attempt(
         print(text, file=sys.stdout if arguments.dry_run else sys.stderr, flush=True)
     where = address(plan.remote, plan.head, plan.scheduled)
     return Attempt(line, theirs | defaults, plan.ranks, where, from_environment(theirs), plan.hosts)
+
+
+def _in_place(arguments: argparse.Namespace) -> dict[str, str]:
+    """What the ranks have to know to go on when one has died: lost ones are replaced unless the user allows fewer."""
+    fewest = {FEWEST: arguments.min_np} if arguments.min_np else {}
+    return {ELASTIC: "1", **fewest} if arguments.elastic else {}
 
 
 def _plan(
