@@ -86,14 +86,17 @@ class State:
         self.save()
         self.commits += 1
         keeping.persist(self)
+        keeping.check_hosts(self)
         if ranks:
             raise HostsUpdatedInterrupt(False, ranks)
 
     def check_host_updates(self) -> None:
         """Raise ``HostsUpdatedInterrupt`` on all ranks if more are to join (``ask_for_ranks``); called by all.
 
-        A job that isn't elastic has a fixed size: nothing is asked there.
+        A job that isn't elastic has a fixed size: nothing is asked there, unless a supervisor has found other hosts.
+        Then the job ends, and is started again on them.
         """
+        keeping.check_hosts(self)
         ranks = _agreed_ranks()
         if ranks:
             raise HostsUpdatedInterrupt(False, ranks)
@@ -198,6 +201,7 @@ def run_fn(func: Callable[..., Any], reset: Callable[[], None]) -> Callable[...,
                 synced = True
                 return func(state, *args, **kwargs)
             except HostsUpdatedInterrupt as interrupt:
+                keeping.leave_if_agreed(state)
                 skip_sync, ranks = interrupt.skip_sync, interrupt.ranks
             except Exception as error:
                 # Frameworks wrap errors in their own.

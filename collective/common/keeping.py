@@ -9,8 +9,9 @@ import os
 import weakref
 from typing import Any, Protocol
 
-from collective import settings
+from collective import relaunch, settings
 from collective.common import trees
+from collective.common.exceptions import HostsUpdatedInterrupt
 from collective.log import logger
 from collective.snapshots import Snapshots
 
@@ -19,6 +20,9 @@ class Lasting(Protocol):
     """What a state has to know of itself to be kept; see ``elastic.State``."""
 
     commits: int
+
+    def save(self) -> None:
+        """Remember the state."""
 
     def stored(self) -> Any:
         """What was remembered; None: it can't be kept."""
@@ -32,6 +36,8 @@ class Lasting(Protocol):
 
 # The state of the loop that runs: others that are committed meanwhile are not those that a new job begins with.
 _running: weakref.ref[Lasting] | None = None
+# Whether the ranks have agreed to leave, because there are other hosts now.
+_leaving = False
 
 
 def resume(state: Lasting, from_newest: bool = True) -> None:
@@ -65,3 +71,23 @@ def persist(state: Lasting) -> None:
     if _running and _running() is state:
         arrays, rest = trees.split(state.stored())
         Snapshots().save(state.commits, arrays, rest, state.own())
+
+
+def check_hosts(state: Lasting) -> None:
+    """Raise ``HostsUpdatedInterrupt`` if the job would have other hosts if it were started now; called by all ranks.
+
+    Cost: see ``relaunch.is_wanted``.
+    """
+    global _leaving
+    if _running and _running() is state and relaunch.is_wanted():
+        _leaving = True
+        raise HostsUpdatedInterrupt(skip_sync=False)
+
+
+def leave_if_agreed(state: Lasting) -> None:
+    """Keep the state and leave the job, which is started again on other hosts, if ``check_hosts`` found it so."""
+    if _leaving:
+        state.save()
+        state.commits += 1
+        persist(state)
+        relaunch.leave()
