@@ -77,6 +77,10 @@ class TransportError(CollectiveError):
     """A message did not arrive as announced, or not in time."""
 
 
+class SharedMemoryError(TransportError):
+    """The ranks of one host can't share memory; they go by messages then, and only a warning tells of it."""
+
+
 class RanksLostError(TransportError):
     """Ranks of an elastic job have died, or have given up; raised on all that are left, which can go on without them.
 

@@ -72,7 +72,10 @@ def init(
     launched_as = f"process {launch.rank} of {launch.size}" if launch else "this process"
     log.configure(chosen.log_level, launched_as)
     link.connect(chosen.monitor, launched_as, launch.rank if launch else None)
+    # What goes wrong on one rank in the midst of it would leave the others waiting there.
+    undo = crash.end_job_on_exception(launched_as, _abort_mpi)
     backend = _start_backend(chosen, launch, os.environ, comm)
+    undo()
     _world = World(backend, lambda: None, chosen)
     global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None
     _begin(_world)
@@ -454,9 +457,14 @@ def _start_backend(
 
 
 def _mpi_is_up() -> bool:
-    """Tell whether the user's own code has started MPI, under a launcher that we don't know."""
+    """Tell whether MPI is started; before ``init`` by the user's own code, under a launcher that we may not know."""
     module = sys.modules.get("mpi4py.MPI")
     return module is not None and module.Is_initialized() and not module.Is_finalized()
+
+
+def _abort_mpi(status: int) -> None:
+    if _mpi_is_up():
+        sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(status)
 
 
 def _shutdown_at_exit() -> None:

@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 
 from collective.algorithms import resident, words
-from collective.errors import TransportError
+from collective.errors import SharedMemoryError
 from collective.log import logger
 from collective.transport import segment
 from collective.transport.base import Transport
@@ -46,7 +46,7 @@ class Residents:
             return None
         try:
             return segment.create(self._transport, total_bytes, self._patience)
-        except TransportError as error:
+        except SharedMemoryError as error:
             if self._transport.rank == 0:
                 logger.warning("%s Data is copied instead: slower, and right.", error)
             return None

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from collective.errors import TransportError
+from collective.errors import SharedMemoryError
 from collective.log import logger
 from collective.transport import segment
 from collective.transport.base import Hierarchy, Transport
@@ -49,7 +49,7 @@ def share_memory(
     if len(here) > 1:
         try:
             local.shared = segment.create(local, segment_bytes(len(here)), patience)
-        except TransportError as error:
+        except SharedMemoryError as error:
             failed = True
             if local.rank == 0:
                 logger.warning("%s Messages are used instead: slower, and right.", error)
