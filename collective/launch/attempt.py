@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -31,6 +32,9 @@ END_SECONDS = 15.0
 # The last messages of ranks may come after the launcher has ended.
 LAST_WORDS_SECONDS = 2.0
 STATUS_OF_AN_INCOMPLETE_JOB = 1
+
+# Tells Open MPI 5 where its files go on this machine; others ignore it.
+SCRATCH = "PRTE_MCA_prte_local_tmpdir_base"
 
 Listener = Callable[[tuple[Host, ...]], None]
 
@@ -83,8 +87,9 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
     kills, began = activity.out_of_memory_kills(), time.monotonic()
     try:
         variables = monitor.variables if monitor else {}
-        with watched(functools.partial(_tell, monitor)):
-            status, stopped, lost = _run(attempt.line, {**attempt.environment, **variables}, watch)
+        with watched(functools.partial(_tell, monitor)), _scratch() as scratch:
+            environment = {SCRATCH: scratch, **attempt.environment, **variables}
+            status, stopped, lost = _run(attempt.line, environment, watch)
         seconds = time.monotonic() - began
         if monitor:
             monitor.hear_out(LAST_WORDS_SECONDS)
@@ -99,6 +104,11 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
     if lost:
         found["cause"] = lost
     return Ending(status, stopped, seconds, found)
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the launcher's own files, which stay behind when it crashes or has to be killed."""
+    return tempfile.TemporaryDirectory(prefix="collective-run-", ignore_cleanup_errors=True)
 
 
 def _tell(monitor: Monitor | None, hosts: tuple[Host, ...]) -> None:
