@@ -10,7 +10,7 @@ from collective.chaos import trigger
 from collective.chaos.faults import ANY, ENDS, FAULTS, FIRST, GOES_ON, Fault
 from collective.chaos.trigger import BEFORE_INIT, CHECKPOINT, RECOVERY, Trigger
 
-LEVELS = ("L0", "L1")
+LEVELS = ("L0", "L1", "L2", "L3")
 # What a fault at this level means: the job ends, or another goes on from what was kept.
 COMES_BACK = "comes back"
 # Between hosts, over TCP; inside a host, through shared memory.
@@ -24,8 +24,6 @@ LONGEST_RECOVERY = 800
 SECOND = ("exception", "kill", "exit-7", "stop")
 # Those that are about checkpoints.
 OF_CHECKPOINTS = ("disk-full", "truncated-checkpoint", "damaged-checkpoint")
-# What a job that starts again only meets again.
-FOR_GOOD = ("foreign-launcher", "thread-level")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +57,7 @@ class Case:
     @property
     def then(self) -> str:
         """What the job has to do."""
-        if self.level == "L0" or self.fault.then == GOES_ON or self.triggers[-1].fault in FOR_GOOD:
-            return self.fault.then
-        return COMES_BACK
+        return self.fault.then if self.level == "L0" or self.fault.then == GOES_ON else COMES_BACK
 
     def __str__(self) -> str:
         return f"{self.level} {self.network}: {', then '.join(map(str, self.triggers))}"
@@ -84,7 +80,7 @@ def draw(
                     for moment in moments:
                         if is_possible(fault, moment, level, network):
                             luck = random.Random(f"{seed} {network} {level} {fault} {moment} {repeat}")  # noqa: S311
-                            yield Case(level, network, ranks, _triggers(fault, moment, ranks, luck), repeat)
+                            yield Case(level, network, ranks, _triggers(fault, moment, level, ranks, luck), repeat)
 
 
 def is_possible(fault: str, moment: str, level: str, network: str) -> bool:
@@ -94,19 +90,22 @@ def is_possible(fault: str, moment: str, level: str, network: str) -> bool:
         return False
     if needs.startswith("small") and network == HOSTS:
         return False  # they are around the processes of this machine
-    if level == "L0" and (fault in OF_CHECKPOINTS or moment in (CHECKPOINT, RECOVERY)):
+    if (level != "L1" and fault in OF_CHECKPOINTS) or (level == "L0" and moment in (CHECKPOINT, RECOVERY)):
         return False
     if moment == RECOVERY:
         return fault in SECOND
     return moment in FAULTS[fault].moments
 
 
-def _triggers(fault: str, moment: str, ranks: int, luck: random.Random) -> tuple[Trigger, ...]:
+def _triggers(fault: str, moment: str, level: str, ranks: int, luck: random.Random) -> tuple[Trigger, ...]:
     victim = _victim(FAULTS[fault], moment, ranks, luck)
     step = 0 if moment == BEFORE_INIT else luck.randint(FIRST_STEP, LAST_STEP)
     if moment == RECOVERY:
-        first = Trigger("kill", luck.randrange(ranks), trigger.BETWEEN_STEPS, step, 0)
-        return first, Trigger(fault, victim, moment, step, luck.randint(0, LONGEST_RECOVERY))
+        # In place, who recovers is who is left.
+        first = (victim + 1) % ranks if level == "L3" else luck.randrange(ranks)
+        return Trigger("kill", first, trigger.BETWEEN_STEPS, step, 0), Trigger(
+            fault, victim, moment, step, luck.randint(0, LONGEST_RECOVERY)
+        )
     delay = luck.randint(0, LONGEST_DELAY) if moment in (trigger.ALLREDUCE, CHECKPOINT) else 0
     return (Trigger(fault, victim, moment, step, delay),)
 

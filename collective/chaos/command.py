@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--levels", type=_names(cases.LEVELS), default=list(cases.LEVELS), metavar="LEVEL,...",
-        help="L0: the job ends; L1: it starts again from a checkpoint (default: all)",
+        help="L0: the job ends; L1, L2: it starts again from a checkpoint, a snapshot; L3: it goes on (default: all)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws victims and steps (default: 0)")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="each case with so many draws (default: 1)")

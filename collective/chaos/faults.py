@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import importlib
 import os
 import re
@@ -60,6 +61,7 @@ class Fault:
         victim: ``any`` rank, the ``first``, or the ``last``, which is on the last host.
         needs: What has to be there, by its name in ``surroundings``.
         settings: The library's settings, by variable.
+        blamed: Whether the fault is the victim's alone, so that the supervisor's report has to name that rank.
     """
 
     act: Callable[[Scene], None]
@@ -72,6 +74,7 @@ class Fault:
     victim: str = ANY
     needs: str = ""
     settings: tuple[tuple[str, str], ...] = ()
+    blamed: bool = False
 
 
 # Deaths
@@ -274,75 +277,77 @@ def _lose_the_daemon(_: Scene) -> None:
 WAITS = TIMEOUT + BOUND
 SHORT_WAIT = (("COLLECTIVE_TIMEOUT_SECONDS", str(TIMEOUT)), ("COLLECTIVE_STALL_SECONDS", "1"))
 WARNED = (("COLLECTIVE_STALL_SECONDS", "1"),)
-VICTIM = r"rank {rank}\b"
+FINITE = (("COLLECTIVE_CHECK_FINITE", "1"),)
+# Before the ranks know their numbers, launchers tell of them by their own.
+VICTIM = r"rank {rank}\b|process {rank} of|@1,{rank}\]"
+
+death = functools.partial(Fault, moments=ANYTIME, says=(VICTIM,), blamed=True)
+wait = functools.partial(Fault, says=(VICTIM,), seconds=WAITS, settings=SHORT_WAIT)
+passes = functools.partial(Fault, then=GOES_ON)
+mismatch = functools.partial(Fault, moments=(NEGOTIATION,))
+start = functools.partial(Fault, moments=(BEFORE_INIT,))
 
 FAULTS = {
-    "exception": Fault(_raise, "an uncaught exception", ANYTIME, says=("the disk is on fire", VICTIM), main=True),
-    "kill": Fault(_signal(signal.SIGKILL), "SIGKILL", ANYTIME, says=(VICTIM,)),
-    "term": Fault(_signal(signal.SIGTERM), "SIGTERM", ANYTIME, says=(VICTIM,)),
-    "segv": Fault(_signal(signal.SIGSEGV), "SIGSEGV", ANYTIME, says=(VICTIM,)),
-    "exit-0": Fault(_exit(0), "os._exit(0)", ANYTIME, says=(VICTIM,)),
-    "exit-7": Fault(_exit(7), "os._exit(7)", ANYTIME, says=(VICTIM,)),
-    "abort": Fault(_abort, "MPI_Abort by the program", ANYTIME, says=(VICTIM,), main=True),
-    "oom": Fault(_memory_group, "killed by the kernel: out of memory", IN_STEPS, says=(VICTIM,), needs="memory group"),
-    "memory-error": Fault(_memory_limit, "MemoryError", IN_STEPS, says=("MemoryError", VICTIM), main=True),
-    "stop": Fault(
-        _signal(signal.SIGSTOP), "SIGSTOP for good", ANYTIME, says=(VICTIM,), seconds=WAITS, settings=SHORT_WAIT
+    "exception": death(_raise, "an uncaught exception", says=("the disk is on fire", VICTIM), main=True),
+    "kill": death(_signal(signal.SIGKILL), "SIGKILL"),
+    "term": death(_signal(signal.SIGTERM), "SIGTERM"),
+    "segv": death(_signal(signal.SIGSEGV), "SIGSEGV"),
+    "exit-0": death(_exit(0), "os._exit(0)"),
+    "exit-7": death(_exit(7), "os._exit(7)"),
+    "abort": death(_abort, "MPI_Abort by the program", main=True),
+    "oom": death(_memory_group, "killed by the kernel: out of memory", moments=IN_STEPS, needs="memory group"),
+    "memory-error": death(_memory_limit, "MemoryError", moments=IN_STEPS, says=("MemoryError", VICTIM), main=True),
+    "stop": wait(_signal(signal.SIGSTOP), "SIGSTOP for good", ANYTIME, blamed=True),
+    "never-comes": wait(_never_come, "a rank that never comes", IN_STEPS, main=True, blamed=True),
+    "stop-a-while": passes(_stop_a_while, f"SIGSTOP, and SIGCONT {PAUSE:.0f} s later", ANYTIME),
+    "slow": passes(_sleep, f"a rank {PAUSE:.0f} s late", IN_STEPS, says=(VICTIM,), main=True, settings=WARNED),
+    "hold-gil": passes(_hold_the_gil, f"a rank that holds the GIL for {PAUSE * 0.9:.1f} s", IN_STEPS),
+    "other-order": passes(_other_order, "operations in another order", (NEGOTIATION,)),
+    "other-name": mismatch(
+        _other_name, "another tensor", says=("'gradient'", "'gradients'", VICTIM), settings=SHORT_WAIT
     ),
-    "stop-a-while": Fault(_stop_a_while, f"SIGSTOP, and SIGCONT {PAUSE:.0f} s later", ANYTIME, GOES_ON),
-    "slow": Fault(_sleep, f"a rank {PAUSE:.0f} s late", IN_STEPS, GOES_ON, (VICTIM,), main=True, settings=WARNED),
-    "hold-gil": Fault(_hold_the_gil, f"a rank that holds the GIL for {PAUSE * 0.9:.1f} s", IN_STEPS, GOES_ON),
-    "never-comes": Fault(
-        _never_come, "a rank that never comes", IN_STEPS, ENDS, (VICTIM,), WAITS, main=True, settings=SHORT_WAIT
-    ),
-    "other-order": Fault(_other_order, "operations in another order", (NEGOTIATION,), GOES_ON),
-    "other-name": Fault(
-        _other_name, "another tensor", (NEGOTIATION,), ENDS, ("'gradient'", "'gradients'", VICTIM), settings=SHORT_WAIT
-    ),
-    "other-shape": Fault(_other_shape, "another shape", (NEGOTIATION,), ENDS, (r"float64\[32767\]", VICTIM)),
-    "other-dtype": Fault(_other_dtype, "another dtype", (NEGOTIATION,), ENDS, (r"float32\[32768\]", VICTIM)),
-    "other-op": Fault(_other_op, "another reduction", (NEGOTIATION,), ENDS, ("Average", VICTIM)),
-    "fewer-batches": Fault(_fewer_batches, "a rank with fewer batches", (BETWEEN_STEPS,), ENDS, (VICTIM,)),
-    "nan": Fault(
-        _nan,
-        "a gradient that is NaN",
-        (NEGOTIATION,),
-        says=("'gradient'", "not finite", VICTIM),
-        settings=(("COLLECTIVE_CHECK_FINITE", "1"),),
-    ),
+    "other-shape": mismatch(_other_shape, "another shape", says=(r"float64\[32767\]", VICTIM)),
+    "other-dtype": mismatch(_other_dtype, "another dtype", says=(r"float32\[32768\]", VICTIM)),
+    "other-op": mismatch(_other_op, "another reduction", says=("Average", VICTIM)),
+    "fewer-batches": Fault(_fewer_batches, "a rank with fewer batches", (BETWEEN_STEPS,), says=(VICTIM, "shutdown")),
+    "nan": mismatch(_nan, "a gradient that is NaN", says=("'gradient'", "not finite", VICTIM), settings=FINITE),
     "drift": Fault(_drift, "a replica that drifts", (BETWEEN_STEPS,), says=("'weights'", "rank 0", "unlike")),
-    "fork": Fault(_fork, "a forked child that ends", (BETWEEN_STEPS,), GOES_ON, main=True),
+    "fork": passes(_fork, "a forked child that ends", (BETWEEN_STEPS,), main=True),
     "disk-full": Fault(
-        _fill_the_disk, "no room for a checkpoint", (BETWEEN_STEPS,), ENDS,
-        ("No space left on device",), victim=FIRST, needs="small disk",
+        _fill_the_disk,
+        "no room for a checkpoint",
+        (BETWEEN_STEPS,),
+        says=("No space left on device",),
+        victim=FIRST,
+        needs="small disk",
     ),
-    "truncated-checkpoint": Fault(
-        _truncate, "the newest checkpoint cut short, then SIGKILL", (BETWEEN_STEPS,), victim=FIRST
+    "truncated-checkpoint": death(
+        _truncate, "the newest checkpoint cut short, then SIGKILL", moments=(BETWEEN_STEPS,), victim=FIRST
     ),
-    "damaged-checkpoint": Fault(
-        _damage, "a bit of the newest checkpoint flipped, then SIGKILL", (BETWEEN_STEPS,), victim=FIRST
+    "damaged-checkpoint": death(
+        _damage, "a bit of the newest checkpoint flipped, then SIGKILL", moments=(BETWEEN_STEPS,), victim=FIRST
     ),
-    "shm-full": Fault(
-        _nothing, "a /dev/shm of 1 MiB", (BEFORE_INIT,), GOES_ON, ("No space left on device in /dev/shm",),
+    "shm-full": start(
+        _nothing,
+        "a /dev/shm of 1 MiB",
+        then=GOES_ON,
+        says=("No space left on device in /dev/shm",),
         needs="small shared memory",
     ),
-    "foreign-launcher": Fault(
-        _foreign_launcher, "the launcher of another MPI", (BEFORE_INIT,),
-        says=("the launcher belongs to the MPI library", r"process 1 of 2"), main=True,
+    "foreign-launcher": start(
+        _foreign_launcher,
+        "the launcher of another MPI",
+        says=("the launcher belongs to the MPI library", "process 1 of 2"),
+        main=True,
     ),
-    "thread-level": Fault(
-        _low_thread_level, "MPI started for one thread only", (BEFORE_INIT,), says=("MPI_THREAD_FUNNELED",), main=True
+    "thread-level": start(
+        _low_thread_level, "MPI started for one thread only", says=("MPI_THREAD_FUNNELED", VICTIM), main=True
     ),
-    "link-cut": Fault(
-        _cut_the_link, "the link of a host cut", IN_STEPS, says=(VICTIM,), seconds=WAITS, main=True, victim=LAST,
-        needs="emulated hosts", settings=SHORT_WAIT,
+    "link-cut": wait(_cut_the_link, "the link of a host cut", IN_STEPS, main=True, victim=LAST, needs="emulated hosts"),
+    "host-lost": wait(
+        _lose_the_host, "a host lost with all its processes", IN_STEPS, victim=LAST, needs="emulated hosts"
     ),
-    "host-lost": Fault(
-        _lose_the_host, "a host lost with all its processes", IN_STEPS, seconds=WAITS, victim=LAST,
-        needs="emulated hosts", settings=SHORT_WAIT,
+    "daemon-lost": wait(
+        _lose_the_daemon, "the launcher's daemon on a host killed", IN_STEPS, victim=LAST, needs="hosts"
     ),
-    "daemon-lost": Fault(
-        _lose_the_daemon, "the launcher's daemon on a host killed", IN_STEPS, seconds=WAITS, victim=LAST,
-        needs="hosts", settings=SHORT_WAIT,
-    ),
-}  # fmt: skip
+}

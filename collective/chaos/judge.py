@@ -7,26 +7,31 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from collective.chaos import job, leftovers, surroundings, training
 from collective.chaos.cases import COMES_BACK, HOSTS, Case
 from collective.chaos.faults import ENDS, FAULTS, GOES_ON
 from collective.chaos.job import Event, Job
 from collective.chaos.surroundings import Network, Surroundings
+from collective.chaos.trigger import BEFORE_INIT
 
 # Seconds for a start, with all imports; for a whole training; and more than a bound, until a hang is called one.
 START, TRAINING, HANG = 30.0, 30.0, 10.0
 # From a fault to the first step after it, at most: the time to notice it, and this.
 RESUME = 15.0
 RESTARTS = "3"
-OPTIONS = {"L0": (), "L1": ("--restarts", RESTARTS)}
+OPTIONS = {
+    "L0": (),
+    "L1": ("--restarts", RESTARTS),
+    "L2": ("--restarts", RESTARTS),
+    "L3": ("--elastic", "--restarts", RESTARTS),
+}
 # Lines that tell of a failure, from whoever notices it first.
 NOTICE = re.compile(r"rank|signal|exit|error|abort|lost|kill|process \d", re.IGNORECASE)
-# What faults like these are called in the report.
-MARKS_OF_A_HANG = "it had to be killed"
-NOT_TRIED = "not tried"
+KILLED = "it had to be killed"
 
 
 @dataclasses.dataclass
@@ -87,7 +92,8 @@ def judge(case: Case, network: Network, folder: Path | None = None, patience: fl
         report = around.folder / "report.json"
         done = job.run(_command(case, network, around, report), _environment(case, around), _deadline(case, patience))
         found.left = [f"process {words}" for words in leftovers.end_all(known)]
-        found.left += sorted(_files(around.temporary) - before)
+        if done.status is not None:  # else what is there is the judge's doing
+            found.left += sorted(_files(around.temporary) - before)
         found.complaints = list(_complaints(case, done, patience))
         found.complaints += _report_complaints(case, report)
     found.complaints += [f"left behind: {what}" for what in found.left]
@@ -98,9 +104,7 @@ def judge(case: Case, network: Network, folder: Path | None = None, patience: fl
 def _command(case: Case, network: Network, around: Surroundings, report: Path) -> list[str]:
     options = ["-np", str(case.ranks), *OPTIONS[case.level], "--report", str(report)]
     options += network.options if case.network == HOSTS else ()
-    victim = [sys.executable, "-m", "collective.chaos.victim", str(around.folder), case.level]
-    if around.group:
-        victim += ["--group", around.group]
+    victim = [sys.executable, "-m", "collective.chaos.victim", "--group", around.group, str(around.folder), case.level]
     return [*job.launcher(*options), "--", *victim, *map(str, case.triggers)]
 
 
@@ -130,7 +134,7 @@ def _complaints(case: Case, done: Job, patience: float) -> Iterator[str]:
         if not struck:
             return
     if done.status is None:
-        yield MARKS_OF_A_HANG
+        yield KILLED
     if case.then == ENDS:
         if done.status == 0:
             yield "it ended with status 0"
@@ -154,7 +158,8 @@ def _end_complaints(case: Case, done: Job, patience: float) -> Iterator[str]:
     starts = len({event["process"] for event in done.all("start") if event["rank"] == 0})
     if case.then == GOES_ON and starts > 1:
         yield f"it was started {starts} times"
-    finished = done.all("finished")
+    last = max(event["at"] for event in done.all("start"))
+    finished = [event for event in done.all("finished") if event["at"] > last]
     sizes = schedule(done.all("start"))
     expected = training.undisturbed(sizes)
     wrong = [event["rank"] for event in finished if event["digest"] != expected]
@@ -187,16 +192,28 @@ def _resumed(done: Job) -> float | None:
 
 
 def _report_complaints(case: Case, report: Path) -> Iterator[str]:
-    """Whether the report of the supervisor says what has happened."""
+    """Whether the supervisor's report blames the victim, and says of what."""
     if case.then == GOES_ON:
         return
     try:
-        told = json.loads(report.read_text())
-    except (OSError, ValueError) as error:
-        yield f"no report: {error}"
+        attempts = json.loads(report.read_text())["attempts"]
+    except (OSError, ValueError, KeyError) as error:
+        yield f"no report: {error!r}"
         return
-    if case.level == "L0" and case.fault.says and told.get("rank") != case.triggers[-1].rank:
-        yield f"the report names rank {told.get('rank')}: {told.get('cause')}"
+    blamed = [_blamed(told) for told in attempts]
+    victim = case.triggers[-1].rank
+    if case.fault.blamed and victim not in blamed and not (case.moment == BEFORE_INIT and None in blamed):
+        yield f"the report names rank {blamed[-1]} and not {victim}: {attempts[-1].get('cause')}"
+    if not all(told.get("cause") for told in attempts):
+        yield "the report names no cause"
+
+
+def _blamed(told: Mapping[str, Any]) -> int | None:
+    """The rank that a report blames; None: it names no single one."""
+    if told.get("rank") is None:
+        process = re.match(r"process (\d+) of", told.get("launched_as") or "")
+        return int(process[1]) if process else None
+    return int(told["rank"])
 
 
 def _measure(found: Judgement, case: Case, done: Job) -> None:

@@ -1,57 +1,65 @@
-"""How a job keeps its state, by the level it runs at."""
+"""How a job keeps its state and goes on from it, by the level it runs at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from collective.chaos import training
+from collective.chaos.training import Model
 from collective.checkpoint import Checkpoints
+from collective.common import elastic
+from collective.snapshots import Snapshots
 
-# Steps between two checkpoints.
+# Steps between two checkpoints; in memory every step is kept.
 EVERY = 5
 
-
-class Keeper(Protocol):
-    """Keeps the state of training."""
-
-    def newest(self) -> training.Model | None:
-        """What was kept last; called by all ranks. None: nothing was."""
-
-    def keep(self, model: training.Model) -> None:
-        """Keep it if it is time to; called by all ranks after every step."""
+Keep = Callable[[Model], None]
+# Trains from a state to the end, and hands every new one over to be kept.
+Train = Callable[[Model, Keep], None]
 
 
-class Nothing:
+def nothing(train: Train, folder: Path) -> None:  # noqa: ARG001  # nothing is written
     """L0: nothing is kept."""
-
-    def __init__(self, folder: Path) -> None:
-        pass
-
-    def newest(self) -> training.Model | None:
-        """See ``Keeper``."""
-        return None
-
-    def keep(self, model: training.Model) -> None:
-        """See ``Keeper``."""
+    train(training.initial(), lambda model: None)  # noqa: ARG005
 
 
-class OnDisk:
+def on_disk(train: Train, folder: Path) -> None:
     """L1: checkpoints, every few steps."""
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.newest()
 
-    def __init__(self, folder: Path) -> None:
-        self._checkpoints = Checkpoints(folder)
-
-    def newest(self) -> training.Model | None:
-        """See ``Keeper``."""
-        found = self._checkpoints.newest()
-        return found and training.restored(found.arrays, found.values)
-
-    def keep(self, model: training.Model) -> None:
-        """See ``Keeper``."""
+    def keep(model: Model) -> None:
         if model.step % EVERY == 0:
-            self._checkpoints.save(model.step, model.arrays, model.values)
+            checkpoints.save(model.step, model.arrays, model.values)
+
+    train(training.restored(found.arrays, found.values) if found else training.initial(), keep)
 
 
-KEEPERS: dict[str, Callable[[Path], Keeper]] = {"L0": Nothing, "L1": OnDisk}
+def in_memory(train: Train, folder: Path) -> None:  # noqa: ARG001  # the job has a folder of its own for them
+    """L2: snapshots in the memory of every host."""
+    snapshots = Snapshots()
+    found = snapshots.newest()
+
+    def keep(model: Model) -> None:
+        snapshots.save(model.step, model.arrays, model.values)
+
+    train(training.restored(found.arrays, found.values) if found else training.initial(), keep)
+
+
+def in_place(train: Train, folder: Path) -> None:  # noqa: ARG001
+    """L3: the ranks that are left go on from the last commit, and others come in the place of those that are lost."""
+    state = elastic.ObjectState(**vars(training.initial()))
+
+    def keep(model: Model) -> None:
+        for name, value in vars(model).items():
+            setattr(state, name, value)
+        state.commit()
+
+    def from_state(state: elastic.ObjectState) -> None:
+        train(Model(**{name: getattr(state, name) for name in vars(training.initial())}), keep)
+
+    elastic.run(from_state)(state)
+
+
+LEVELS: dict[str, Callable[[Train, Path], None]] = {"L0": nothing, "L1": on_disk, "L2": in_memory, "L3": in_place}

@@ -1,11 +1,12 @@
 """The program that is disturbed: ``collective run -np 2 -- python -m collective.chaos.victim FOLDER MODE FAULT...``.
 
-It trains (``training``), at L1 keeps checkpoints, and tells the judge in lines on stdout how far it is.
+It trains (``training``), keeps its state as its level does (``keepers``), and tells the judge how far it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import collective
-from collective import launched
+from collective import launched, settings
 from collective.chaos import faults, keepers, training, trigger
 from collective.chaos.scene import Scene, in_main_thread, listen, say
 from collective.chaos.trigger import Trigger
@@ -33,10 +34,11 @@ class Victim:
     Args:
         scene: This rank.
         triggers: The faults of the case, in the order in which they may happen; the same on all ranks.
+        in_place: Whether the ranks that are left recover; else others do, which are started for it.
     """
 
-    def __init__(self, scene: Scene, triggers: Sequence[Trigger]) -> None:
-        self.scene, self.triggers = scene, list(enumerate(triggers))
+    def __init__(self, scene: Scene, triggers: Sequence[Trigger], in_place: bool) -> None:
+        self.scene, self.triggers, self.in_place = scene, list(enumerate(triggers)), in_place
 
     def reached(self, moment: str) -> None:
         """Do what is due at this moment of this step."""
@@ -51,9 +53,9 @@ class Victim:
             if due.rank != self.scene.rank:
                 continue
             if due.moment == trigger.CHECKPOINT:
-                self._watch(number, due, self._is_written)
-            if due.moment == trigger.RECOVERY and again:
-                self._watch(number, due, lambda: True)
+                self._watch(number, due, functools.partial(self._is_written, due.step))
+            if due.moment == trigger.RECOVERY and (again or self.in_place):
+                self._watch(number, due, lambda: trigger.has_fired(self.scene.folder, 0))
         if again:
             (self.scene.checkpoints / faults.FILLER).unlink(missing_ok=True)
 
@@ -120,38 +122,44 @@ class Victim:
 
         threading.Thread(target=watch, daemon=True).start()
 
-    def _is_written(self) -> bool:
-        return any(self.scene.checkpoints.glob(".step-*"))
+    def _is_written(self, step: int) -> bool:
+        """Whether a checkpoint or a snapshot is being written, from a step on."""
+        if self.scene.model.step < step:
+            return False
+        memory = settings.from_environment(os.environ).snapshot_folder
+        folders = [self.scene.checkpoints, *([Path(memory)] if memory else [])]
+        return any(any(folder.rglob(".step-*")) for folder in folders)
 
 
-def train(victim: Victim, keeper: keepers.Keeper) -> None:
-    """Train from the state that was kept to the end; called by all ranks."""
+def train(victim: Victim, model: training.Model, keep: keepers.Keep) -> None:
+    """Train from a state to the end; called by all ranks."""
     scene = victim.scene
-    scene.model = keeper.newest() or training.initial()
-    scene.rank = collective.rank()
+    scene.model, scene.rank = model, collective.rank()
     say("start", rank=scene.rank, size=collective.size(), step=scene.model.step)
     while scene.model.step < training.STEPS and not scene.ends_early:
+        collective.report_step(scene.model.step)
         victim.step()
         say("step", rank=scene.rank, step=scene.model.step)
-        keeper.keep(scene.model)
+        keep(scene.model)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Be one rank of the job."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("mode", choices=keepers.KEEPERS)
     parser.add_argument("--group", default="")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("level", choices=keepers.LEVELS)
     parser.add_argument("triggers", nargs="*", type=trigger.parse)
     told = parser.parse_args(words)
     launch = launched.detect(os.environ)
-    victim = Victim(Scene(told.folder, told.group, launch.rank if launch else 0), told.triggers)
+    scene = Scene(told.folder, told.group, launch.rank if launch else 0)
+    victim = Victim(scene, told.triggers, in_place=told.level == "L3")
     listen()
     victim.begin()
     victim.reached(trigger.BEFORE_INIT)
     collective.init()
-    train(victim, keepers.KEEPERS[told.mode](victim.scene.checkpoints))
-    say("finished", rank=victim.scene.rank, digest=training.digest(victim.scene.model))
+    keepers.LEVELS[told.level](functools.partial(train, victim), scene.checkpoints)
+    say("finished", rank=collective.rank(), digest=training.digest(scene.model))
 
 
 if __name__ == "__main__":
