@@ -28,7 +28,7 @@ from collective.settings import Settings
 # How often a running job is looked at, in seconds.
 LOOK_SECONDS = 1.0
 # How long a launcher may take to end its ranks when it is told to.
-END_SECONDS = 15.0
+END_SECONDS = 5.0
 # The last messages of ranks may come after the launcher has ended.
 LAST_WORDS_SECONDS = 2.0
 STATUS_OF_AN_INCOMPLETE_JOB = 1
@@ -156,21 +156,29 @@ def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tup
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     lost = ""
     try:
-        while True:
-            try:
-                status = launcher.wait(END_SECONDS if lost else LOOK_SECONDS)
+        while (status := _status(launcher, LOOK_SECONDS)) is None and not told:
+            if watch and (lost := watch.look()):
+                say(f"{lost}; the job is ended")
+                launcher.terminate()
                 break
-            except subprocess.TimeoutExpired:
-                if lost:
-                    launcher.kill()
-                elif lost := watch.look() if watch else "":
-                    say(f"{lost}; the job is ended")
-                    launcher.terminate()
+        # A launcher waits for ranks that are stopped, and for daemons that it can't reach.
+        for force in (watch.kill_ranks_here if watch else launcher.kill, launcher.kill):
+            if status is None and (status := _status(launcher, END_SECONDS)) is None:
+                force()
+        status = launcher.wait() if status is None else status
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     status = status if status >= 0 else verdict.SIGNALLED - status
     return (status or STATUS_OF_AN_INCOMPLETE_JOB) if lost else status, bool(told), lost
+
+
+def _status(launcher: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Wait for the launcher's end; None: it takes longer."""
+    try:
+        return launcher.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _from_terminal() -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -45,6 +47,13 @@ class Watch:
         present = [rank for rank in self._monitor.ranks if rank.ended is None and not rank.left]
         self._look_for_late(present)
         return self._alone() or self._missing(present) or self._silent(present)
+
+    def kill_ranks_here(self) -> None:
+        """End the ranks on this host, also those that are stopped; a connection that is open says that one lives."""
+        for rank in self._monitor.ranks:
+            if rank.ended is None and rank.host == os.uname().nodename:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(rank.process, signal.SIGKILL)
 
     def _look_for_late(self, present: Sequence[Rank]) -> None:
         waiting = [rank for rank in present if rank.said.get("waited_seconds", 0) > self._stall]

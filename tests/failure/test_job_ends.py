@@ -130,6 +130,19 @@ def test_a_stopped_rank_is_named_as_such_and_is_to_blame_when_the_others_give_up
     assert {other["rank"] for other in told["others"]} == {0, 2}
 
 
+def test_a_job_that_is_told_to_stop_ends_also_when_a_rank_does_not_react(tmp_path):
+    code = (
+        PROLOGUE
+        + f"open(r'{tmp_path}/' + str(os.getpid()), 'w').close()\nif r == 1: os.kill(os.getpid(), 19)\nc.barrier()"
+    )
+    command = [sys.executable, "-m", "collective", "run", "-np", "2", "--", sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as job:
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 2, 60)
+        job.terminate()
+        assert job.wait(30) != 0
+    wait_for(lambda: not any(os.path.exists(f"/proc/{path.name}") for path in tmp_path.iterdir()), 5)
+
+
 def test_ranks_end_with_the_supervisor_that_somebody_has_killed(tmp_path):
     code = PROLOGUE + f"open(r'{tmp_path}/' + str(os.getpid()), 'w').close()\ntime.sleep(100)"
     command = [sys.executable, "-m", "collective", "run", "-np", "2", "--", sys.executable, "-c", code]
