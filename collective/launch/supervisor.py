@@ -109,8 +109,12 @@ def _report(tries: list[_Try], file: str) -> None:
         {"ranks": ranks, "seconds": ending.seconds, "status": ending.status, **ending.verdict}
         for ranks, ending in endings
     ]
-    written = write({"status": endings[-1][1].status, "attempts": attempts}, file)
-    say(f"all that is known is in {written}" if written else f"the report can't be written to {file}")
+    status = endings[-1][1].status
+    written = write({"status": status, "attempts": attempts}, file)
+    if not written:
+        say(f"the report can't be written to {file}")
+    elif status:
+        say(f"all that is known is in {written}")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
         out_of_memory: Whether the kernel has ended processes of this host for lack of memory meanwhile.
 
     Returns:
-        ``cause`` in words; ``rank``, ``host``, ``process``, ``operation``, ``step`` and so on of the rank that was the
+        ``cause`` in words, empty where nothing has failed; ``rank``, ``host``, ``process``, ``operation``, ``step`` and so on of the rank that was the
         first (None: not known); ``others``: what the other ranks were at.
     """
     # A rank that ends its part in peace says so first. Of those that don't, the first has taken the others along.
@@ -42,7 +42,7 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
     if not failures and not any(rank.rank is not None for rank in ranks) and (missing := absent(ranks, expected)):
         return unknown(f"{missing} never came to init()", ranks)
     if not events:
-        return unknown(_ended(status), ranks)
+        return unknown(_ended(status) if status else "", ranks)
     first = events[0][1]
     cause = first.failure["cause"] if first.failure else _ended(status)
     if not first.failure and out_of_memory:

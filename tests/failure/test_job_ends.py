@@ -72,8 +72,13 @@ def test_the_job_ends_and_says_why(case, tmp_path):
     assert told["memory_high_water"] > 2**20
 
 
-def test_a_job_that_goes_well_ends_well_and_says_nothing():
-    result = run_job(3, sys.executable, "-c", PROLOGUE + "print('rank', r)")
+def test_a_job_that_goes_well_ends_well_and_says_nothing(tmp_path):
+    report = tmp_path / "report.json"
+    result = run_job(3, sys.executable, "-c", PROLOGUE + "print('rank', r)", options=("--report", str(report)))
+    told = json.loads(report.read_text())
+    assert told["status"] == 0
+    assert [(attempt["cause"], attempt["rank"]) for attempt in told["attempts"]] == [("", None)]
+    assert sorted(other["rank"] for other in told["attempts"][0]["others"]) == [0, 1, 2]
     assert result.returncode == 0
     assert sorted(result.stdout.split("\n")) == ["", "rank 0", "rank 1", "rank 2"]
     assert result.stderr == ""
