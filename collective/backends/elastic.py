@@ -64,8 +64,7 @@ class ElasticBackend(MpiBackend):
 
     def _explain(self, error: BaseException) -> BaseException:
         """See ``MpiBackend``."""
-        operation, where = str(self._patience.operation), self.topology.where
-        return recovery.explain(self.transport.communicator, self.transport.members, error, operation, where)
+        return recovery.explain(self.transport, error, str(self._patience.operation), self.topology.where)
 
     def give_up(self) -> None:
         """See ``Backend``."""

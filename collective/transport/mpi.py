@@ -133,6 +133,7 @@ class MpiTransport:
 
     Attributes:
         communicator: The duplicate.
+        job: The transport of the job.
     """
 
     def __init__(
@@ -145,9 +146,9 @@ class MpiTransport:
         self.communicator = self._communicator = communicator.Dup()
         self._communicator.Set_errhandler(MPI.ERRORS_RETURN)
         self._patience = patience
-        self._job = job or self
+        self.job = job or self
         # In an elastic job this fails when any rank has died, or has given up for that: waits hear of it by this.
-        patience.progress = functools.partial(self._job.communicator.Iprobe, MPI.ANY_SOURCE, MPI.ANY_TAG)
+        patience.progress = functools.partial(self.job.communicator.Iprobe, MPI.ANY_SOURCE, MPI.ANY_TAG)
         self.rank, self.size = communicator.rank, communicator.size
         self.members: Sequence[int] = members or range(self.size)
         self.native = MpiNative(self._communicator, patience)
@@ -179,7 +180,7 @@ class MpiTransport:
         if not mine:
             return None
         assert isinstance(part, MPI.Intracomm)  # noqa: S101  # a part of one, which mpi4py's hints don't tell
-        transport = MpiTransport(part, patience, [self.members[rank] for rank in ranks], self._job)
+        transport = MpiTransport(part, patience, [self.members[rank] for rank in ranks], self.job)
         part.Free()
         return transport
 

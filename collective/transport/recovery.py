@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,18 +53,17 @@ def is_possible(environment: Mapping[str, str]) -> bool:
     return False
 
 
-def explain(
-    communicator: MPI.Intracomm, members: Sequence[int], error: BaseException, operation: str, where: str
-) -> BaseException:
+def explain(transport: mpi.MpiTransport, error: BaseException, operation: str, where: str) -> BaseException:
     """The error to raise when an operation has ended in the middle: other ranks will wait for this one in vain.
 
-    They hear of it at once, as they wait.
+    They hear of it at once, as they wait, in whatever process set.
     """
     _left_behind.append([dict(frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)])
-    revoke(communicator)
+    revoke(transport.communicator)
+    revoke(transport.job.communicator)
     if not isinstance(error, (MPI.Exception, TransportError)):
         return error
-    ranks = ", ".join(str(members[rank]) for rank in _failed(communicator))
+    ranks = ", ".join(map(str, _failed(transport.job.communicator)))
     return RanksLostError(
         "all ranks of the job are there",
         received=f"no sign of life of rank {ranks}" if ranks else f"another rank has given up ({error})",

@@ -102,3 +102,32 @@ def test_a_job_that_is_not_disturbed_ends_well_and_says_nothing(tmp_path):
     result, ranks = job(tmp_path, COLLECTIVE_MIN_RANKS="1")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert {each["weights"] for each in ranks} == {reference([3] * STEPS)}
+
+
+SETS = """
+import os, numpy as np, collective as c
+from collective import world
+from collective.errors import NotInitializedError, RanksLostError
+c.init()
+broken, whole = c.add_process_set([0, 1]), c.add_process_set([1, 2])
+try:
+    c.barrier()
+    if c.rank() == 0: os.kill(os.getpid(), 9)
+    while True: c.allreduce(np.ones(100), process_set=whole)  # of which nobody has died
+except RanksLostError as error: print("noticed:", error)
+world.recover()
+assert (whole.process_set_id, whole.ranks, whole.rank()) == (2, [0, 1], c.rank()), whole
+assert c.allreduce(np.ones(3), c.Sum, process_set=whole).tolist() == [2, 2, 2]
+try: c.allreduce(np.ones(3), process_set=broken)
+except NotInitializedError as error: print("forgotten:", error)
+again = c.add_process_set([0])
+assert c.allreduce(np.ones(3), c.Sum).tolist() == [2, 2, 2]
+"""
+
+
+def test_process_sets_go_on_if_all_their_ranks_are_left():
+    result = run_job(3, sys.executable, "-c", SETS, timeout=60, options=("--elastic", "--min-np", "1"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("noticed: ") == 2
+    assert "no sign of life of rank 0" in result.stdout
+    assert result.stdout.count("Call add_process_set on all ranks, again if ranks of it were lost") == 2
