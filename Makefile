@@ -16,13 +16,22 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # On Linux PCs the build without GPU code is half the download.
 TENSORFLOW = $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' '-')),tensorflow-cpu,tensorflow)
 
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint clean
 
 demo: $(VENV)/demo-is-installed  ## 2 ranks train a Keras model on real digits
 	$(BIN)/collective run -np $(RANKS) -- $(BIN)/python examples/keras_mnist.py $(ARGS)
 
 test: $(VENV)/dev-is-installed lint  ## the whole suite, multi-process parts included
 	$(BIN)/python -m pytest $(ARGS)
+
+# The faults that some of MPI's bugs show on once in 20 times.
+OFTEN = exception,kill,segv,exit-0,exit-7,abort,stop
+REPEATS ?= 25
+
+chaos: $(VENV)/dev-is-installed  ## every fault at every moment on every level, the flaky ones many times: some hours
+	$(BIN)/collective chaos --report chaos.json $(ARGS)
+	$(BIN)/collective chaos --faults $(OFTEN) --repeats $(REPEATS) --report chaos-often.json $(ARGS)
+	$(BIN)/collective chaos --emulate 3 -np 3 --report chaos-hosts.json $(ARGS)
 
 lint: $(VENV)/dev-is-installed
 	$(BIN)/ruff check

@@ -113,7 +113,7 @@ def _network(arguments: argparse.Namespace) -> Iterator[Network]:
             raise LaunchError("--emulate brings up hosts in network namespaces", received=obstacle)
         with tempfile.TemporaryDirectory() as folder, emulated.hosts(arguments.emulate, Path(folder)) as up:
             slots = -(-arguments.ranks // arguments.emulate)
-            yield Network((*emulated_options(up, slots), *own), emulated=True)
+            yield Network((*emulated_options(up, slots), *own), up.names)
     else:
         yield Network(tuple(own))
 

@@ -28,7 +28,7 @@ while [ "${1#-}" != "$1" ]; do shift; done
 name={tag}h${1##*.}
 shift
 # ssh wouldn't reach a host whose link is down.
-[ -n "$(ip -n "$name" link show dev eth0 up)" ] || exit 255
+[ -n "$(ip -n "$name" link show dev eth0 up 2>&-)" ] || exit 255
 exec env -i HOME="$HOME" PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
     ip netns exec "$name" unshare --uts sh -c 'hostname "$0"; exec sh -c "$*"' "$name" "$@"
 """
@@ -98,6 +98,12 @@ def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
         subprocess.run(["ip", "link", "del", bridge], capture_output=True, check=False)
 
 
+def mend(name: str) -> None:
+    """End what still runs on a host, and put its link up again."""
+    _end_processes(name)
+    _sh(f"ip -n {name} link set eth0 up")
+
+
 def _add(name: str, address: str, bridge: str, rate: str) -> None:
     shape = f"root tbf rate {rate} burst 256kb latency 50ms"
     _sh(
@@ -112,11 +118,15 @@ def _add(name: str, address: str, bridge: str, rate: str) -> None:
     )
 
 
-def _remove(name: str) -> None:
+def _end_processes(name: str) -> None:
     left = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
     for pid in left.stdout.split():
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
+
+
+def _remove(name: str) -> None:
+    _end_processes(name)
     subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
     # A namespace outlives its name while a killed process ends; its link would outlive it too.
     subprocess.run(["ip", "link", "del", f"v{name}"], capture_output=True, check=False)

@@ -61,6 +61,7 @@ class Fault:
         victim: ``any`` rank, the ``first``, or the ``last``, which is on the last host.
         needs: What has to be there, by its name in ``surroundings``.
         settings: The library's settings, by variable.
+        leaves: A regular expression of processes that nobody can end: the launcher's, on a host that is cut off.
         blamed: Whether the fault is the victim's alone, so that the supervisor's report has to name that rank.
     """
 
@@ -75,6 +76,7 @@ class Fault:
     needs: str = ""
     settings: tuple[tuple[str, str], ...] = ()
     blamed: bool = False
+    leaves: str = ""
 
 
 # Deaths
@@ -251,7 +253,6 @@ def _cut_the_link(_: Scene) -> None:
     _check_emulated()
     time.sleep(0.2)  # until what was said of it has left
     subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
-    time.sleep(3600)
 
 
 def _lose_the_host(_: Scene) -> None:
@@ -343,7 +344,15 @@ FAULTS = {
     "thread-level": start(
         _low_thread_level, "MPI started for one thread only", says=("MPI_THREAD_FUNNELED", VICTIM), main=True
     ),
-    "link-cut": wait(_cut_the_link, "the link of a host cut", IN_STEPS, main=True, victim=LAST, needs="emulated hosts"),
+    "link-cut": wait(
+        _cut_the_link,
+        "the link of a host cut",
+        IN_STEPS,
+        main=True,
+        victim=LAST,
+        needs="emulated hosts",
+        leaves="prted",
+    ),
     "host-lost": wait(
         _lose_the_host, "a host lost with all its processes", IN_STEPS, victim=LAST, needs="emulated hosts"
     ),

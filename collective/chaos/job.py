@@ -67,8 +67,9 @@ def run(command: Sequence[str], environment: Mapping[str, str], deadline: Callab
     )
 
     def read(stream: IO[str]) -> None:
-        for line in stream:
-            _note(job, line.rstrip("\n"), time.monotonic() - began)
+        with stream:
+            for line in stream:
+                _note(job, line.rstrip("\n"), time.monotonic() - began)
 
     readers = [
         threading.Thread(target=read, args=(stream,), daemon=True) for stream in (process.stdout, process.stderr)

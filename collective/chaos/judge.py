@@ -16,7 +16,6 @@ from collective.chaos.cases import COMES_BACK, HOSTS, Case
 from collective.chaos.faults import ENDS, FAULTS, GOES_ON
 from collective.chaos.job import Event, Job
 from collective.chaos.surroundings import Network, Surroundings
-from collective.chaos.trigger import BEFORE_INIT
 
 # Seconds for a start, with all imports; for a whole training; and more than a bound, until a hang is called one.
 START, TRAINING, HANG = 30.0, 30.0, 10.0
@@ -88,10 +87,13 @@ def judge(case: Case, network: Network, folder: Path | None = None, patience: fl
         return found
     leftovers.adopt_orphans()
     before, known = _files(), leftovers.descendants(os.getpid())
-    with surroundings.set_up(case, folder) as around:
+    with surroundings.set_up(case, network, folder) as around:
         report = around.folder / "report.json"
         done = job.run(_command(case, network, around, report), _environment(case, around), _deadline(case, patience))
-        found.left = [f"process {words}" for words in leftovers.end_all(known)]
+        may_stay = case.fault.leaves
+        found.left = [
+            f"process {words}" for words in leftovers.end_all(known) if not re.search(may_stay or "$^", words)
+        ]
         if done.status is not None:  # else what is there is the judge's doing
             found.left += sorted(_files(around.temporary) - before)
         found.complaints = list(_complaints(case, done, patience))
@@ -196,24 +198,26 @@ def _report_complaints(case: Case, report: Path) -> Iterator[str]:
     if case.then == GOES_ON:
         return
     try:
-        attempts = json.loads(report.read_text())["attempts"]
+        attempts = [told for told in json.loads(report.read_text())["attempts"] if told["status"]]
     except (OSError, ValueError, KeyError) as error:
         yield f"no report: {error!r}"
         return
+    if not attempts and case.level == "L3":  # where ranks go on in place nothing has failed
+        return
     blamed = [_blamed(told) for told in attempts]
     victim = case.triggers[-1].rank
-    if case.fault.blamed and victim not in blamed and not (case.moment == BEFORE_INIT and None in blamed):
-        yield f"the report names rank {blamed[-1]} and not {victim}: {attempts[-1].get('cause')}"
+    if case.fault.blamed and victim not in blamed:
+        yield f"the report names ranks {blamed} and not {victim}: {[told.get('cause') for told in attempts]}"
     if not all(told.get("cause") for told in attempts):
         yield "the report names no cause"
 
 
 def _blamed(told: Mapping[str, Any]) -> int | None:
-    """The rank that a report blames; None: it names no single one."""
-    if told.get("rank") is None:
-        process = re.match(r"process (\d+) of", told.get("launched_as") or "")
-        return int(process[1]) if process else None
-    return int(told["rank"])
+    """The rank that a report blames; None: it names no single one. Before ``init`` they are told as processes."""
+    if told.get("rank") is not None:
+        return int(told["rank"])
+    process = re.match(r"process(?:es)? (\d+) of", told.get("launched_as") or told.get("cause") or "")
+    return int(process[1]) if process else None
 
 
 def _measure(found: Judgement, case: Case, done: Job) -> None:

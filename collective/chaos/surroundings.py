@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from collective.chaos import emulated
 from collective.chaos.cases import HOSTS, Case
 from collective.chaos.leftovers import SHARED_MEMORY
 
@@ -30,11 +31,11 @@ class Network:
 
     Attributes:
         options: Such as ``-H a:1,b:1``.
-        emulated: Whether the hosts may be cut off.
+        emulated: The emulated hosts, which may be cut off.
     """
 
     options: tuple[str, ...] = ()
-    emulated: bool = False
+    emulated: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def obstacle(case: Case, network: Network) -> str:
 
 
 @contextlib.contextmanager
-def set_up(case: Case, parent: Path | None) -> Iterator[Surroundings]:
+def set_up(case: Case, network: Network, parent: Path | None) -> Iterator[Surroundings]:
     """Make what a case needs, and take it away again.
 
     Raises:
@@ -86,6 +87,8 @@ def set_up(case: Case, parent: Path | None) -> Iterator[Surroundings]:
         temporary = folder / "tmp"
         temporary.mkdir()
         group = ""
+        for host in network.emulated:
+            undo.callback(emulated.mend, host)
         if needs == "small disk":
             undo.enter_context(_mounted(folder / "checkpoints", SMALL_DISK))
         if needs == "small shared memory":
