@@ -108,7 +108,7 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
     """A folder for the launcher's own files, which stay behind when it crashes or has to be killed."""
-    return tempfile.TemporaryDirectory(prefix="collective-run-", ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix="collective-launcher-", ignore_cleanup_errors=True)
 
 
 def _tell(monitor: Monitor | None, hosts: tuple[Host, ...]) -> None:

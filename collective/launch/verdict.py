@@ -30,8 +30,8 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
         out_of_memory: Whether the kernel has ended processes of this host for lack of memory meanwhile.
 
     Returns:
-        ``cause`` in words, empty where nothing has failed; ``rank``, ``host``, ``process``, ``operation``, ``step`` and so on of the rank that was the
-        first (None: not known); ``others``: what the other ranks were at.
+        ``cause`` in words, empty where nothing has failed; ``rank``, ``host``, ``process``, ``operation``, ``step`` and
+        so on of the rank that was the first (None: not known); ``others``: what the other ranks were at.
     """
     # A rank that ends its part in peace says so first. Of those that don't, the first has taken the others along.
     failures = [(rank.failed, rank) for rank in ranks if rank.failure]

@@ -17,8 +17,8 @@ from collective.settings import Settings
 SILENT_SECONDS = 5.0
 # How long a rank may take to tell where it is.
 ANSWER_SECONDS = 2.0
-# How long a launcher may outlive ranks that ended without leaving the job.
-ALONE_SECONDS = 10.0
+# How long a launcher, and ranks that are in init, may outlive ranks that ended without leaving the job.
+ALONE_SECONDS = 5.0
 
 
 class Watch:
@@ -85,6 +85,9 @@ class Watch:
     def _missing(self, present: Sequence[Rank]) -> str:
         """Which processes others wait for in ``init`` in vain."""
         waiting = [rank for rank in present if rank.rank is None]
+        dead = [rank for rank in self._monitor.ranks if rank.ended and rank.rank is None]
+        if waiting and dead and _since([rank.ended or 0 for rank in dead]) > ALONE_SECONDS:
+            return f"{dead[0].label} has ended in init(), where others wait for it"
         missing = absent(self._monitor.ranks, self._expected) if waiting else ""
         if not missing:
             return ""

@@ -230,6 +230,19 @@ def test_processes_that_others_wait_for_in_init_are_named_and_given_up(monitor):
     assert watch.look().startswith("processes 0, 2 of 3")
 
 
+def test_ranks_that_wait_in_init_for_one_that_has_ended_there_are_ended(monitor):
+    watch = Watch(monitor, 2, Settings(), print)
+    joined(monitor, 0)
+    until(lambda: monitor.ranks and monitor.ranks[0].said)
+    joined(monitor, 1).close()
+    until(lambda: len(monitor.ranks) == 2 and monitor.ranks[1].ended)
+    for rank in monitor.ranks:
+        rank.rank = None  # still in init
+    assert watch.look() == ""
+    monitor.ranks[1].ended -= 6
+    assert watch.look() == f"{monitor.ranks[1].label} has ended in init(), where others wait for it"
+
+
 def test_a_launcher_that_outlives_its_ranks_is_ended(monitor):
     watch = Watch(monitor, 1, Settings(), print)
     joined(monitor, 0).close()
