@@ -46,17 +46,18 @@ def batches(
     Raises:
         ArgumentError: for parts of different lengths, and what `Shard` refuses.
     """
-    shard = Shard(_length(data), batch_size, **options)
+    shard = Shard(length_of(data), batch_size, **options)
     return _batches(data, shard.batches(epoch, start))
 
 
 def _batches(data: Any, steps: Iterator[Batch]) -> Iterator[tuple[Any, ...]]:
     for indexes, weights in steps:
-        taken = _take(data, indexes)
+        taken = take(data, indexes)
         yield (*taken, weights) if isinstance(data, tuple) else (taken, weights)
 
 
-def _length(data: Any) -> int:
+def length_of(data: Any) -> int:
+    """Return the number of samples; raises ArgumentError where parts have different ones."""
     lengths = {place or "data": length for place, length in _lengths(data, "")}
     if len(set(lengths.values())) != 1:
         raise ArgumentError(
@@ -84,11 +85,12 @@ def _lengths(data: Any, place: str) -> Iterator[tuple[str, int]]:
         )
 
 
-def _take(data: Any, indexes: npt.NDArray[np.int64]) -> Any:
+def take(data: Any, indexes: npt.NDArray[np.int64]) -> Any:
+    """Return a copy of the samples at these positions, in the structure of the data."""
     if isinstance(data, Mapping):
-        return {key: _take(part, indexes) for key, part in data.items()}
+        return {key: take(part, indexes) for key, part in data.items()}
     if isinstance(data, tuple):
-        return tuple(_take(part, indexes) for part in data)
+        return tuple(take(part, indexes) for part in data)
     if isinstance(data, np.ndarray):
         return np.array(data[_key(indexes)])
     return [data[index] for index in indexes.tolist()]

@@ -63,6 +63,10 @@ class Accumulator:
             result[place] = value
         return result
 
+    def variables(self, of: Sequence[Any]) -> list[keras.Variable]:
+        """The count, and the sums for the variables given, which are made if need be."""
+        return [self.counter, *map(self._sum_for, of)]
+
     def is_empty(self) -> Any:
         """Whether the last pass was the one after which gradients are applied, as a tensor."""
         return keras.ops.equal(self.counter, 0)

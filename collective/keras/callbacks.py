@@ -11,6 +11,7 @@ import numpy as np
 from collective import collectives, world
 from collective.errors import ArgumentError
 from collective.keras.bridge import broadcast_variables, is_variable, key
+from collective.keras.checkpoint import CheckpointCallback as CheckpointCallback
 from collective.reduce_ops import Sum
 
 Logs = dict[str, Any]

@@ -99,7 +99,7 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
     ranks = monitor.ranks if monitor else []
     if not status and ranks and not any(rank.left for rank in ranks if rank.rank == 0):
         # Launchers have been seen to end with 0 when a host was lost.
-        status, lost = STATUS_OF_AN_INCOMPLETE_JOB, "the launcher tells of success, but ranks never came to their end"
+        return Ending(STATUS_OF_AN_INCOMPLETE_JOB, stopped, seconds, verdict.host_lost(ranks))
     found = verdict.judge(ranks, status, attempt.ranks, activity.out_of_memory_kills() != kills)
     if lost:
         found["cause"] = lost

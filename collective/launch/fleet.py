@@ -66,6 +66,7 @@ class Fleet:
         self._trouble = ""
         self._silent: dict[str, float] = {}
         self.used: set[str] = set()
+        self._in_use: set[str] = set()
 
     @property
     def is_known(self) -> bool:
@@ -88,9 +89,13 @@ class Fleet:
             return self._taken(max(self._sizes.first, min(self._room(hosts), self._sizes.most)), hosts)
         needed = self._sizes.fewest if again else self._sizes.first
         deadline, said = time.monotonic() + self._sizes.seconds, ""
+        in_use, self._in_use = self._in_use, set()
         while True:
             self._silent.clear()
             hosts = self._usable()
+            for name in in_use & set(self._silent):
+                self.blame(name)
+            in_use = set()
             if self._room(hosts) >= needed:
                 return self._taken(min(self._room(hosts), self._sizes.most), hosts)
             there = ", ".join(f"{host.name}:{host.slots}" for host in hosts) or "none answers"
@@ -106,11 +111,12 @@ class Fleet:
             time.sleep(LOOK_SECONDS)
 
     def _taken(self, ranks: int, hosts: Hosts) -> tuple[int, Hosts]:
-        self.used |= {host.name for host in hosts}
+        self._in_use = {host.name for host in hosts}
+        self.used |= self._in_use
         return ranks, hosts
 
     def blame(self, name: str) -> None:
-        """Tell that the job has failed on a host."""
+        """Tell that the job has failed on a host; one that doesn't answer afterwards is blamed by itself."""
         seconds = self._cooldown.blame(name)
         if seconds:
             say(f"host {name} is left out for {seconds:g} s, because the job has failed there")

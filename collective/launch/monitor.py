@@ -40,6 +40,7 @@ class Rank:
         said: Its last status.
         heard: When it last said something, by ``time.monotonic``.
         came: When it said hello.
+        joined: When it took that place, in an elastic job for the last time.
         left: Whether it has said that it leaves the job.
         ended: When its connection ended; None: it hasn't.
         failure: What it said before it failed.
@@ -56,6 +57,7 @@ class Rank:
     size: int | None = None
     said: Message = dataclasses.field(default_factory=dict)
     heard: float = 0.0
+    joined: float = 0.0
     came: float = dataclasses.field(default_factory=time.monotonic)
     left: bool = False
     ended: float | None = None
@@ -163,6 +165,7 @@ class Monitor:
         kind = message.pop("kind")
         if kind == "joined":
             rank.rank, rank.size, rank.left = message["rank"], message["size"], False
+            rank.joined = rank.heard
         elif kind == "left":
             rank.left = True
         elif kind == "failure":

@@ -52,22 +52,22 @@ def supervise(start: Start, fleet: Fleet, restarts: int, memory: Memory, report:
     """
     tries: list[_Try] = []
     with _stopped_by_signals(), memory:
-        failures, goes_on = 0, True
+        failures, goes_on, name = 0, True, ""
         while goes_on:
-            name = f"restart {failures} of {restarts}" if failures else "started again"
             tries.append(_once(start, fleet, memory, bool(tries), name))
             ending = tries[-1].ending
             goes_on = bool(ending.status) and not ending.stopped
             if goes_on and _asks_for_other_hosts(tries):
-                say("the job asks to be started again, with the hosts there are now")
+                name = "started again, as it has asked"
             elif goes_on:
                 how = f"with status {ending.status} after {ending.seconds:.1f} s"
                 say(f"the job ended {how}: {sentence(ending.verdict)}")
                 failures += 1
+                name = f"restart {failures} of {restarts}"
                 goes_on = failures <= restarts and bool(tries[-1].ranks)
             if ending.status:
                 memory.tidy()
-            if goes_on and failures:
+            if goes_on and ending.status != START_AGAIN:
                 time.sleep(min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE))
     if report or (ending.status and not ending.stopped):
         _report(tries, report)

@@ -68,6 +68,20 @@ def unknown(cause: str, ranks: Sequence[Rank] = ()) -> Verdict:
     return {"cause": cause, "rank": None, "others": [_seen(rank) for rank in ranks]}
 
 
+def host_lost(ranks: Sequence[Rank]) -> Verdict:
+    """The verdict where a launcher tells of success, but ranks never came to their end.
+
+    The launcher has ended the ranks that it could reach, so the first to end is not to blame; one that hasn't ended, as
+    far as can be seen from here, is on the host that was lost.
+    """
+    cause = "the launcher tells of success, but ranks never came to their end, as when a host is lost"
+    unreached = [rank for rank in ranks if rank.ended is None]
+    if len({rank.host for rank in unreached}) != 1:
+        return unknown(cause, ranks)
+    others = [_seen(rank) for rank in ranks if rank is not unreached[0]]
+    return {**_seen(unreached[0]), "cause": cause, "others": others}
+
+
 def sentence(verdict: Verdict) -> str:
     """The verdict as a line for people."""
     if verdict["rank"] is None and "launched_as" not in verdict:

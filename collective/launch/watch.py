@@ -38,6 +38,7 @@ class Watch:
         self._stall = settings.stall_seconds or float("inf")
         self._timeout = settings.timeout_seconds or float("inf")
         self._lost = settings.lost_seconds or float("inf")
+        self._recovery = settings.recovery_seconds
         self._asked: dict[Rank, float] = {}  # when a late rank was asked for its stacks
         self._named: set[Rank] = set()
         self._missed: set[str] = set()
@@ -46,7 +47,7 @@ class Watch:
         """To be called every second or so; returns why the job has to be ended, or nothing."""
         present = [rank for rank in self._monitor.ranks if rank.ended is None and not rank.left]
         self._look_for_late(present)
-        return self._alone() or self._missing(present) or self._silent(present)
+        return self._alone() or self._missing(present) or self._silent(present) or self._unheard(present)
 
     def kill_ranks_here(self) -> None:
         """End the ranks on this host, also those that are stopped; a connection that is open says that one lives."""
@@ -110,6 +111,19 @@ class Watch:
                 numbers = ", ".join(str(rank.rank) for rank in there)
                 return f"host {host} was not heard of for {silence:.0f} s, so neither were ranks {numbers}"
         return ""
+
+    def _unheard(self, present: Sequence[Rank]) -> str:
+        """Which rank others wait for though its process has ended; in elastic jobs MPI hears of a signal only."""
+        for dead in self._monitor.ranks:
+            since = dead.ended if dead.ended and not dead.left else float("inf")
+            waiting = [rank for rank in present if rank.joined < since and _waited(rank) > self._recovery]
+            if waiting and _since([since]) > self._recovery:
+                return f"{dead.label} has ended, and {waiting[0].label} waits for it all the same"
+        return ""
+
+
+def _waited(rank: Rank) -> float:
+    return rank.said.get("waited_seconds", 0)
 
 
 def _description(late: Rank, waiting: Sequence[Rank]) -> str:

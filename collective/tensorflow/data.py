@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from collective.data import arrays
+from collective.data.position import Position
 from collective.data.shard import Options, Shard, check_number
 from collective.errors import ArgumentError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+def batches(
+    data: Any, batch_size: int, *, position: Position | None = None, **options: Unpack[Options]
+) -> tf.data.Dataset:
+    """Return this rank's batches of arrays in memory or memory maps, with sample weights as Keras takes them.
+
+    `collective.data.batches` for ``model.fit``: each pass is the next epoch, in the order that belongs to it. All ranks
+    make the same number of passes; `CheckpointCallback` sees to it that they are at the same epoch. No messages.
+
+        model.fit(batches((images, labels), 32, order="shuffled"), epochs=20)
+
+    Args:
+        data: As `collective.data.batches` takes it, of arrays only: x, (x, y) or (x, y, sample_weight).
+        batch_size: Samples of one rank in one step.
+        position: Where reading begins, for what resumes training in the middle of an epoch; None: at the start.
+        options: order, uneven, seed, rank, size: see `collective.data.Shard`.
+
+    Returns:
+        As `shard`.
+
+    Raises:
+        ArgumentError: for parts of different lengths, what Keras can't take, and what `Shard` refuses.
+    """
+    position = position or Position()
+    position.plan = Shard(arrays.length_of(data), batch_size, **options)
+    plan = position.plan
+    spec = _spec(data, batch_size)
+    _check_element(spec)
+
+    def one_pass() -> Iterator[tuple[Any, Any]]:
+        for indexes, weights in plan.batches(*position.begin()):
+            yield arrays.take(data, indexes), weights
+
+    signature = (spec, tf.TensorSpec([batch_size], tf.float32))
+    passes = tf.data.Dataset.from_generator(one_pass, output_signature=signature)
+    counted = passes.apply(tf.data.experimental.assert_cardinality(plan.steps)).map(_with_weights)
+    return counted.prefetch(tf.data.AUTOTUNE).with_options(_options())
 
 
 def shard(
@@ -20,6 +61,7 @@ def shard(
     *,
     length: int | None = None,
     shuffle_buffer: int | None = None,
+    position: Position | None = None,
     **options: Unpack[Options],
 ) -> tf.data.Dataset:
     """Return this rank's part of ``dataset`` in batches of static shape, with sample weights as Keras takes them.
@@ -43,6 +85,8 @@ def shard(
         length: Number of samples, for a ``dataset`` that doesn't know it itself; a longer one is cut there, running out
             of a shorter one is an error.
         shuffle_buffer: Samples in memory for the shuffled order; default: all of this rank's, an even shuffle.
+        position: Where reading begins, for what resumes training in the middle of an epoch: what comes before is read
+            and dropped. Each pass is the next epoch then, and its order belongs to it. None: at the start of a pass.
         options: order, uneven, seed, rank, size: see `collective.data.Shard`.
 
     Returns:
@@ -56,8 +100,50 @@ def shard(
     plan = Shard(_length(dataset, length), batch_size, **options)
     if length is not None:
         dataset = dataset.take(length).apply(tf.data.experimental.assert_cardinality(length))
-    batches = _samples(dataset, plan, shuffle_buffer).batch(batch_size, drop_remainder=True)
-    return tf.data.Dataset.zip(batches, _weights(plan)).map(_with_weights).with_options(_options())
+
+    def one_pass(seed: Any, anew: bool) -> tf.data.Dataset:
+        samples = _samples(dataset, plan, shuffle_buffer, seed, anew).batch(batch_size, drop_remainder=True)
+        return tf.data.Dataset.zip(samples, _weights(plan)).map(_with_weights)
+
+    if position is None:
+        # Ranks with one seed would shuffle alike, and neighbouring samples meet in the same step for ever.
+        return one_pass(_seed(plan.seed, plan.rank), True).with_options(_options())
+    position.plan = plan
+
+    def begin() -> Iterator[tuple[int, int]]:
+        epoch, start = position.begin()
+        yield _seed(plan.seed, plan.rank, epoch), start
+
+    number = tf.TensorSpec([], tf.int64)
+    beginnings = tf.data.Dataset.from_generator(begin, output_signature=(number, number))
+
+    @tf.autograph.experimental.do_not_convert
+    def from_there(seed: tf.Tensor, start: tf.Tensor) -> tf.data.Dataset:
+        # A shuffle mixes it into its own seed, and the program may set another one when it is started again.
+        tf.compat.v1.get_default_graph().seed = plan.seed
+        return one_pass(seed, False).skip(start)
+
+    passes = beginnings.flat_map(from_there)
+    return passes.apply(tf.data.experimental.assert_cardinality(plan.steps)).with_options(_options())
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _spec(data: Any, batch_size: int) -> Any:
+    """What a batch of arrays is, as ``tf.data`` has to know before."""
+    if isinstance(data, Mapping):
+        return {key: _spec(part, batch_size) for key, part in data.items()}
+    if isinstance(data, tuple):
+        return tuple(_spec(part, batch_size) for part in data)
+    if not isinstance(data, np.ndarray):
+        raise ArgumentError(
+            "batches for Keras are taken out of arrays",
+            received=f"a {type(data).__name__}",
+            fix="Pass NumPy arrays, or shard a tf.data.Dataset",
+        )
+    return tf.TensorSpec([batch_size, *data.shape[1:]], data.dtype)
 
 
 def _check_element(spec: Any) -> None:
@@ -86,7 +172,9 @@ def _length(dataset: tf.data.Dataset, length: int | None) -> int:
     return known if length is None else length
 
 
-def _samples(dataset: tf.data.Dataset, plan: Shard, shuffle_buffer: int | None) -> tf.data.Dataset:
+def _samples(
+    dataset: tf.data.Dataset, plan: Shard, shuffle_buffer: int | None, seed: Any, anew: bool
+) -> tf.data.Dataset:
     if plan.order != "shuffled":
         if shuffle_buffer is not None:
             raise ArgumentError(
@@ -97,9 +185,7 @@ def _samples(dataset: tf.data.Dataset, plan: Shard, shuffle_buffer: int | None) 
         return _from_slot(dataset, plan, 0).take(plan.steps * plan.batch_size)
     buffer = plan.length // plan.size + 1 if shuffle_buffer is None else shuffle_buffer
     check_number("shuffle_buffer", buffer, 1, fix="Pass the number of samples to hold in memory")
-    # Ranks with one seed would shuffle alike, and neighbouring samples meet in the same step for ever.
-    seed = int(np.random.SeedSequence([plan.seed, plan.rank]).generate_state(1)[0])
-    own = dataset.shard(plan.size, plan.rank).shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
+    own = dataset.shard(plan.size, plan.rank).shuffle(buffer, seed=seed, reshuffle_each_iteration=anew)
     # Filling goes behind the shuffle: weights go by place.
     return own.concatenate(_from_slot(dataset, plan, plan.samples)).take(plan.steps * plan.batch_size)
 

@@ -46,6 +46,15 @@ class TensorFlowState(ObjectState):
         super().sync()
         self._remember()
 
+    def stored(self) -> Any:
+        """See ``State``."""
+        return {"objects": super().stored(), "variables": self._values}
+
+    def adopt(self, stored: Any, own: list[Any]) -> None:
+        """See ``State``."""
+        self._values = stored["variables"]
+        super().adopt(stored["objects"], own)
+
     def _all(self) -> list[Any]:
         return self.variables
 
@@ -66,6 +75,12 @@ class TensorFlowKerasState(TensorFlowState):
     def __init__(self, model: Any, optimizer: Any = None, backend: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
         self.model, self.optimizer = model, optimizer or getattr(model, "optimizer", None)
         super().__init__(**kwargs)
+
+    def adopt(self, stored: Any, own: list[Any]) -> None:
+        """See ``State``."""
+        if self.optimizer is not None and len(stored["variables"]) > len(self._all()):
+            self.optimizer.build(self.model.trainable_variables)
+        super().adopt(stored, own)
 
     def _all(self) -> list[Any]:
         # An optimizer has its variables once it is built, which may be after the first step.

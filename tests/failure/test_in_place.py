@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_a_job_that_is_not_disturbed_ends_well_and_says_nothing(tmp_path):
     result, ranks = job(tmp_path, COLLECTIVE_MIN_RANKS="1")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert {each["weights"] for each in ranks} == {reference([3] * STEPS)}
+
+
+def test_a_rank_that_ends_by_itself_ends_the_job():
+    """Open MPI doesn't tell the others; at times it ends the job."""
+    code = "import os, numpy as np, collective as c; c.init(); c.barrier()\nif c.rank(): os._exit(3)\nc.barrier()"
+    shortly = {"COLLECTIVE_RECOVERY_SECONDS": "2"}
+    result = run_job(2, sys.executable, "-c", code, timeout=60, options=("--elastic",), **shortly)
+    assert result.returncode != 0
+    assert re.search(r"rank 1 on host \S+ \(process \d+\)(:| has) ended", result.stderr), result.stderr
 
 
 SETS = """

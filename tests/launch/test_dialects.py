@@ -117,3 +117,11 @@ def test_hydra_takes_a_network_by_name_only(library):
 def test_ucx_keeps_its_voice_where_it_has_a_use():
     assert "OMPI_MCA_opal_common_ucx_verbose" not in line(dataclasses.replace(HERE, infiniband=True), OPEN_MPI_5)[1]
     assert "OMPI_MCA_opal_common_ucx_verbose" not in line(AFAR, OPEN_MPI_5)[1]
+
+
+def test_an_elastic_job_asks_open_mpi_5_to_go_on_without_the_dead():
+    elastic = dataclasses.replace(HERE, elastic=True)
+    asked = "--with-ft ulfm --mca coll ^hcoll,portals4,han,adapt --mca coll_ftagree_agreement 1"
+    assert asked in line(elastic, OPEN_MPI_5)[0]
+    for library in (OPEN_MPI_4, MPICH, INTEL):
+        assert line(elastic, library) == line(HERE, library)

@@ -6,9 +6,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
+from collective import dtypes
 from collective.common.elastic import ObjectState
+from collective.torch.arrays import array_of, tensor_of
 from collective.torch.elastic.sampler import ElasticSampler
 from collective.torch.state import broadcast_optimizer_state, broadcast_parameters
 
@@ -66,6 +69,27 @@ class TorchState(ObjectState):
         for name, state in self._states.items():
             getattr(self, name).load_state_dict(copy.deepcopy(state))
 
+    def stored(self) -> Any:
+        """See ``State``."""
+        states = {name: _arrays(state) for name, state in self._states.items() if name not in self._samplers}
+        return {"objects": super().stored(), "states": states}
+
+    def own(self) -> Any:
+        """See ``State``: the samples that this rank has read."""
+        states = {name: self._states[name] for name in self._samplers}
+        return {
+            name: [state["epoch"], np.array(state["processed_indices"], np.int64)] for name, state in states.items()
+        }
+
+    def adopt(self, stored: Any, own: list[Any]) -> None:
+        """See ``State``."""
+        self._states = {name: _tensors(state) for name, state in stored["states"].items()}
+        for name in self._samplers:
+            epoch = own[0][name][0]
+            read = set().union(*(each[name][1].tolist() for each in own if each[name][0] == epoch))
+            self._states[name] = {"epoch": epoch, "processed_indices": sorted(read)}
+        super().adopt(stored["objects"], own)
+
     def sync(self) -> None:
         """See ``State``. Cost: a broadcast of each."""
         for name, sync in self._handled.items():
@@ -75,9 +99,31 @@ class TorchState(ObjectState):
 
     def reset(self) -> None:
         """Deal samplers out to the ranks there are now."""
-        for name in self._handled:
-            if isinstance(getattr(self, name), ElasticSampler):
-                getattr(self, name).reset()
+        for name in self._samplers:
+            getattr(self, name).reset()
+
+    @property
+    def _samplers(self) -> list[str]:
+        return [name for name in self._handled if isinstance(getattr(self, name), ElasticSampler)]
 
     def _remember(self) -> None:
         self._states = {name: copy.deepcopy(getattr(self, name).state_dict()) for name in self._handled}
+
+
+def _arrays(state: Any) -> Any:
+    """A ``state_dict`` with arrays in place of tensors, but for those that NumPy has no dtype for."""
+    if isinstance(state, torch.Tensor):
+        array = array_of(state)
+        return array if dtypes.is_supported(array.dtype) else state
+    if isinstance(state, dict):
+        return {key: _arrays(value) for key, value in state.items()}
+    return type(state)(map(_arrays, state)) if type(state) in (list, tuple) else state
+
+
+def _tensors(state: Any) -> Any:
+    """What ``_arrays`` was given."""
+    if isinstance(state, np.ndarray):
+        return tensor_of(state)
+    if isinstance(state, dict):
+        return {key: _tensors(value) for key, value in state.items()}
+    return type(state)(map(_tensors, state)) if type(state) in (list, tuple) else state
