@@ -55,6 +55,8 @@ class Watch:
         self._timeout = settings.timeout_seconds or float("inf")
         self._lost = settings.lost_seconds or float("inf")
         self._recovery = settings.recovery_seconds
+        # An elastic job's launcher doesn't end it when a rank dies, be it before ``init``.
+        self._start = min(self._timeout, self._recovery) if settings.elastic else self._timeout
         self._asked: dict[Rank, float] = {}  # when a late rank was asked for its stacks
         self._named: set[Rank] = set()
         self._missed: set[str] = set()
@@ -114,7 +116,7 @@ class Watch:
         if waited > self._stall and missing not in self._missed:
             self._missed.add(missing)
             self._say(text)
-        return GivenUp(text) if waited > self._timeout else None
+        return GivenUp(text) if waited > self._start else None
 
     def _silent(self, present: Sequence[Rank]) -> GivenUp | None:
         """Which rank or host is not heard of any more."""
