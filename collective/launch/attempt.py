@@ -20,7 +20,7 @@ from collective.launch import verdict
 from collective.launch.dialects import Line
 from collective.launch.hostfile import Host
 from collective.launch.monitor import Monitor
-from collective.launch.watch import Watch
+from collective.launch.watch import GivenUp, Watch
 from collective.monitor import activity
 from collective.monitor.link import HOSTS_UPDATED
 from collective.settings import Settings
@@ -89,7 +89,7 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
         variables = monitor.variables if monitor else {}
         with watched(functools.partial(_tell, monitor)), _scratch() as scratch:
             environment = {SCRATCH: scratch, **attempt.environment, **variables}
-            status, stopped, lost = _run(attempt.line, environment, watch)
+            status, stopped, given_up = _run(attempt.line, environment, watch)
         seconds = time.monotonic() - began
         if monitor:
             monitor.hear_out(LAST_WORDS_SECONDS)
@@ -100,15 +100,15 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
     if not status and ranks and not any(rank.left for rank in ranks if rank.rank == 0):
         # Launchers have been seen to end with 0 when a host was lost.
         return Ending(STATUS_OF_AN_INCOMPLETE_JOB, stopped, seconds, verdict.host_lost(ranks))
+    if given_up:
+        return Ending(status, stopped, seconds, verdict.of(given_up.rank, given_up.cause, ranks))
     found = verdict.judge(ranks, status, attempt.ranks, activity.out_of_memory_kills() != kills)
-    if lost:
-        found["cause"] = lost
     return Ending(status, stopped, seconds, found)
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
     """A folder for the launcher's own files, which stay behind when it crashes or has to be killed."""
-    return tempfile.TemporaryDirectory(prefix="collective-run-", ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix="collective-launcher-", ignore_cleanup_errors=True)
 
 
 def _tell(monitor: Monitor | None, hosts: tuple[Host, ...]) -> None:
@@ -143,7 +143,7 @@ def address(remote: bool, head: str, scheduled: bool) -> str:
     return "" if ipaddress.ip_address(found).is_loopback else found
 
 
-def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tuple[int, bool, str]:
+def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tuple[int, bool, GivenUp | None]:
     """Run the launcher; its status, whether this process was told to stop, and why it was given up."""
     told: list[int] = []
     launcher = subprocess.Popen(line.arguments, env=dict(environment))
@@ -154,23 +154,25 @@ def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tup
             launcher.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    lost = ""
+    given_up: GivenUp | None = None
     try:
         while (status := _status(launcher, LOOK_SECONDS)) is None and not told:
-            if watch and (lost := watch.look()):
-                say(f"{lost}; the job is ended")
+            if watch and (given_up := watch.look()):
+                say(f"{given_up}; the job is ended")
                 launcher.terminate()
                 break
-        # A launcher waits for ranks that are stopped, and for daemons that it can't reach.
-        for force in (watch.kill_ranks_here if watch else launcher.kill, launcher.kill):
-            if status is None and (status := _status(launcher, END_SECONDS)) is None:
-                force()
-        status = launcher.wait() if status is None else status
+        if status is None and (status := _status(launcher, END_SECONDS)) is None:
+            # A launcher waits for ranks that are stopped, and for daemons that it can't reach.
+            if watch:
+                watch.kill_ranks_here()
+            if (status := _status(launcher, LOOK_SECONDS)) is None:
+                launcher.kill()
+                status = launcher.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     status = status if status >= 0 else verdict.SIGNALLED - status
-    return (status or STATUS_OF_AN_INCOMPLETE_JOB) if lost else status, bool(told), lost
+    return (status or STATUS_OF_AN_INCOMPLETE_JOB) if given_up else status, bool(told), given_up
 
 
 def _status(launcher: subprocess.Popen[bytes], seconds: float) -> int | None:

@@ -10,8 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import collective
-from collective import launched
+from collective import launched, objects, world
 from collective.errors import ArgumentError, LaunchError
 
 # Files of the caller's folder.
@@ -52,25 +51,25 @@ def serve(folder: Path, output: Path, by_messages: bool) -> None:
 
 def _fetch(folder: Path) -> tuple[int, bytes]:
     """Get the function's pickle from a rank that sees the folder; returns which one, and the pickle."""
-    collective.init()
+    world.init()
     mine = (folder / FUNCTION).read_bytes() if (folder / FUNCTION).exists() else b""
-    seen = collective.allgather_object(bool(mine), name="run.folder")
+    seen = objects.allgather_object(bool(mine), name="run.folder")
     if True not in seen:
         raise LaunchError(
             "one of the hosts is the machine that calls collective.run, or they share its temporary folder",
             received=str(folder),
             fix="Name this machine among the hosts, or set TMPDIR to a folder that all see",
         )
-    content = collective.broadcast_object(mine, seen.index(True), name="run.function")
-    collective.shutdown()  # the function calls init itself, with arguments of its own
+    content = objects.broadcast_object(mine, seen.index(True), name="run.function")
+    world.shutdown()  # the function calls init itself, with arguments of its own
     return seen.index(True), bytes(content)
 
 
 def _hand_over(folder: Path, result: bytes, root: int) -> None:
     """Give this rank's result to the one that sees the folder."""
-    collective.init()
-    everyone = collective.allgather_object(result, name="run.results")
-    if collective.rank() == root:
+    world.init()
+    everyone = objects.allgather_object(result, name="run.results")
+    if world.rank() == root:
         for number, content in enumerate(everyone):
             _leave(folder / f"{RESULT}.{number}", content)
 

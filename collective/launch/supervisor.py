@@ -19,7 +19,7 @@ from collective.errors import LaunchError
 from collective.launch.attempt import STATUS_OF_AN_INCOMPLETE_JOB, Attempt, Ending, run, say
 from collective.launch.fleet import Fleet, Hosts
 from collective.launch.memory import Memory
-from collective.launch.verdict import SIGNALLED, sentence, unknown, write
+from collective.launch.verdict import SIGNALLED, of, sentence, write
 from collective.launched import START_AGAIN
 from collective.monitor.link import VARIABLE as MONITOR
 
@@ -84,7 +84,7 @@ def _once(start: Start, fleet: Fleet, memory: Memory, again: bool, name: str) ->
     except LaunchError as error:
         if not again:
             raise
-        verdict = unknown(f"the job could not be started: {error}")
+        verdict = of(None, f"the job could not be started: {error}")
         return _Try(ranks, hosts, Ending(STATUS_OF_AN_INCOMPLETE_JOB, False, 0.0, verdict))
     if again:
         say(f"{name}, on {ranks} ranks")

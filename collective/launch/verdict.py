@@ -30,8 +30,8 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
         out_of_memory: Whether the kernel has ended processes of this host for lack of memory meanwhile.
 
     Returns:
-        ``cause`` in words, empty where nothing has failed; ``rank``, ``host``, ``process``, ``operation``, ``step`` and so on of the rank that was the
-        first (None: not known); ``others``: what the other ranks were at.
+        ``cause`` in words, empty where nothing has failed; ``rank``, ``host``, ``process``, ``operation``, ``step`` and
+        so on of the rank that was the first (None: not known); ``others``: what the other ranks were at.
     """
     # A rank that ends its part in peace says so first. Of those that don't, the first has taken the others along.
     failures = [(rank.failed, rank) for rank in ranks if rank.failure]
@@ -40,9 +40,9 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
     events = sorted([*failures, *deaths], key=lambda event: (_is(MismatchError, event[1]), event[0]))
     # Those that wait in init for ranks that never come there are ended for that.
     if not failures and not any(rank.rank is not None for rank in ranks) and (missing := absent(ranks, expected)):
-        return unknown(f"{missing} never came to init()", ranks)
+        return of(None, f"{missing} never came to init()", ranks)
     if not events:
-        return unknown(_ended(status) if status else "", ranks)
+        return of(None, _ended(status) if status else "", ranks)
     first = events[0][1]
     cause = first.failure["cause"] if first.failure else _ended(status)
     if not first.failure and out_of_memory:
@@ -51,8 +51,7 @@ def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool
     if late:
         cause = f"it was late or had stopped, and {first.label} has given up waiting for it: {cause}"
         first = late
-    others = [_seen(rank) for rank in ranks if rank is not first]
-    return {**_seen(first), "cause": cause, "others": others}
+    return of(first, cause, ranks)
 
 
 def absent(ranks: Sequence[Rank], expected: int) -> str:
@@ -63,9 +62,10 @@ def absent(ranks: Sequence[Rank], expected: int) -> str:
     return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} of {expected}"
 
 
-def unknown(cause: str, ranks: Sequence[Rank] = ()) -> Verdict:
-    """The verdict where no rank is to blame."""
-    return {"cause": cause, "rank": None, "others": [_seen(rank) for rank in ranks]}
+def of(blamed: Rank | None, cause: str, ranks: Sequence[Rank] = ()) -> Verdict:
+    """The verdict that a rank is to blame, or no single one; see ``judge``."""
+    own = {"rank": None} if blamed is None else _seen(blamed)
+    return {**own, "cause": cause, "others": [_seen(rank) for rank in ranks if rank is not blamed]}
 
 
 def host_lost(ranks: Sequence[Rank]) -> Verdict:
@@ -76,10 +76,7 @@ def host_lost(ranks: Sequence[Rank]) -> Verdict:
     """
     cause = "the launcher tells of success, but ranks never came to their end, as when a host is lost"
     unreached = [rank for rank in ranks if rank.ended is None]
-    if len({rank.host for rank in unreached}) != 1:
-        return unknown(cause, ranks)
-    others = [_seen(rank) for rank in ranks if rank is not unreached[0]]
-    return {**_seen(unreached[0]), "cause": cause, "others": others}
+    return of(unreached[0] if len({rank.host for rank in unreached}) == 1 else None, cause, ranks)
 
 
 def sentence(verdict: Verdict) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from collective.launch.monitor import Monitor, Rank
 from collective.launch.verdict import absent
@@ -17,8 +18,23 @@ from collective.settings import Settings
 SILENT_SECONDS = 5.0
 # How long a rank may take to tell where it is.
 ANSWER_SECONDS = 2.0
-# How long a launcher may outlive ranks that ended without leaving the job.
-ALONE_SECONDS = 10.0
+# How long a launcher, and ranks that are in init, may outlive ranks that ended without leaving the job.
+ALONE_SECONDS = 5.0
+
+
+class GivenUp(NamedTuple):
+    """Why a job has to be ended.
+
+    Attributes:
+        cause: In words; of ``rank`` if it is one's.
+        rank: The rank it is ended for; None: no single one.
+    """
+
+    cause: str
+    rank: Rank | None = None
+
+    def __str__(self) -> str:
+        return f"{self.rank.label} {self.cause}" if self.rank else self.cause
 
 
 class Watch:
@@ -45,8 +61,8 @@ class Watch:
         self._named: set[Rank] = set()
         self._missed: set[str] = set()
 
-    def look(self) -> str:
-        """To be called every second or so; returns why the job has to be ended, or nothing."""
+    def look(self) -> GivenUp | None:
+        """To be called every second or so; returns why the job has to be ended, if it has to."""
         present = [rank for rank in self._monitor.ranks if rank.ended is None and not rank.left]
         self._look_for_late(present)
         return self._alone() or self._missing(present) or self._silent(present) or self._unheard(present)
@@ -78,47 +94,52 @@ class Watch:
             self._asked.clear()
             self._named.clear()
 
-    def _alone(self) -> str:
+    def _alone(self) -> GivenUp | None:
         """Whether the launcher has outlived its ranks."""
         ranks = self._monitor.ranks
         deaths = [rank.ended for rank in ranks if rank.ended and not rank.left]
         over = bool(deaths) and all(rank.ended for rank in ranks)
-        return "all ranks have ended, but not their launcher" if over and _since(deaths) > ALONE_SECONDS else ""
+        outlived = over and _since(deaths) > ALONE_SECONDS
+        return GivenUp("all ranks have ended, but not their launcher") if outlived else None
 
-    def _missing(self, present: Sequence[Rank]) -> str:
+    def _missing(self, present: Sequence[Rank]) -> GivenUp | None:
         """Which processes others wait for in ``init`` in vain."""
         waiting = [rank for rank in present if rank.rank is None]
+        dead = [rank for rank in self._monitor.ranks if rank.ended and rank.rank is None]
+        if waiting and dead and _since([rank.ended or 0 for rank in dead]) > ALONE_SECONDS:
+            return GivenUp("has ended in init(), where others wait for it", dead[0])
         missing = absent(self._monitor.ranks, self._expected) if waiting else ""
         if not missing:
-            return ""
+            return None
         waited = max(time.monotonic() - rank.came for rank in waiting)
         text = f"{missing} never came to init(), where others have waited {waited:.0f} s"
         if waited > self._stall and missing not in self._missed:
             self._missed.add(missing)
             self._say(text)
-        return text if waited > self._start else ""
+        return GivenUp(text) if waited > self._start else None
 
-    def _silent(self, present: Sequence[Rank]) -> str:
+    def _silent(self, present: Sequence[Rank]) -> GivenUp | None:
         """Which rank or host is not heard of any more."""
         for rank in present:
             if _silence(rank) > self._timeout:
-                return f"{rank.label} {_told(rank)}"
+                return GivenUp(_told(rank), rank)
         for host in dict.fromkeys(rank.host for rank in present):
             there = [rank for rank in present if rank.host == host]
             silence = min(map(_silence, there))
             if silence > self._lost:
                 numbers = ", ".join(str(rank.rank) for rank in there)
-                return f"host {host} was not heard of for {silence:.0f} s, so neither were ranks {numbers}"
-        return ""
+                cause = f"was not heard of for {silence:.0f} s, nor was any rank of its host: {numbers}"
+                return GivenUp(cause, there[0])
+        return None
 
-    def _unheard(self, present: Sequence[Rank]) -> str:
+    def _unheard(self, present: Sequence[Rank]) -> GivenUp | None:
         """Which rank others wait for though its process has ended; in elastic jobs MPI hears of a signal only."""
         for dead in self._monitor.ranks:
             since = dead.ended if dead.ended and not dead.left else float("inf")
             waiting = [rank for rank in present if rank.joined < since and _waited(rank) > self._recovery]
             if waiting and _since([since]) > self._recovery:
-                return f"{dead.label} has ended, and {waiting[0].label} waits for it all the same"
-        return ""
+                return GivenUp(f"has ended, and {waiting[0].label} waits for it all the same", dead)
+        return None
 
 
 def _waited(rank: Rank) -> float:

@@ -175,7 +175,7 @@ def test_a_late_rank_is_named_once_with_its_stacks(monitor):
     waiting = joined(monitor, 0, waited_seconds=1.0, operation="allreduce 'a'")
     late = joined(monitor, 1, waited_seconds=0)
     until(lambda: len(monitor.ranks) == 2 and all(rank.said for rank in monitor.ranks))
-    assert watch.look() == ""
+    assert not watch.look()
     assert late.receive()["kind"] == "stacks"
     late.send("stacks", stacks="in load_batch", **activity.now())
     until(lambda: any(rank.stacks for rank in monitor.ranks))
@@ -192,9 +192,9 @@ def test_a_host_that_is_not_heard_of_ends_the_job(monitor):
     watch = Watch(monitor, 1, Settings(stall_seconds=0, lost_seconds=20), print)
     joined(monitor, 0)
     until(lambda: monitor.ranks and monitor.ranks[0].said)
-    assert watch.look() == ""
+    assert not watch.look()
     monitor.ranks[0].heard -= 21
-    assert "was not heard of for 21 s, so neither were ranks 0" in watch.look()
+    assert "was not heard of for 21 s, nor was any rank of its host: 0" in str(watch.look())
 
 
 def test_a_rank_that_says_nothing_is_named_and_given_up_although_nobody_tells_of_waiting(monitor):
@@ -205,14 +205,14 @@ def test_a_rank_that_says_nothing_is_named_and_given_up_although_nobody_tells_of
     until(lambda: len(monitor.ranks) == 2 and all(rank.said for rank in monitor.ranks))
     silent = next(rank for rank in monitor.ranks if rank.rank == 1)
     silent.heard -= 15
-    assert watch.look() == ""
+    assert not watch.look()
     watch._asked[silent] -= 5
-    assert watch.look() == ""
+    assert not watch.look()
     assert lines == [lines[0]]
     assert "rank 1 on host" in lines[0]
     assert "has said nothing for 15 s" in lines[0]
     silent.heard -= 20
-    assert "rank 1 on host" in watch.look()
+    assert "rank 1 on host" in str(watch.look())
 
 
 def test_processes_that_others_wait_for_in_init_are_named_and_given_up(monitor):
@@ -220,25 +220,38 @@ def test_processes_that_others_wait_for_in_init_are_named_and_given_up(monitor):
     watch = Watch(monitor, 3, Settings(stall_seconds=10, timeout_seconds=30), lines.append)
     joined(monitor, 1)
     until(lambda: monitor.ranks and monitor.ranks[0].said)
-    assert watch.look() == ""  # it is not in init: a job may be of some of the processes
+    assert not watch.look()  # it is not in init: a job may be of some of the processes
     monitor.ranks[0].rank = None
     monitor.ranks[0].came -= 15
-    assert watch.look() == ""
-    assert watch.look() == ""
+    assert not watch.look()
+    assert not watch.look()
     assert lines == ["processes 0, 2 of 3 never came to init(), where others have waited 15 s"]
     monitor.ranks[0].came -= 16
-    assert watch.look().startswith("processes 0, 2 of 3")
+    assert str(watch.look()).startswith("processes 0, 2 of 3")
+
+
+def test_ranks_that_wait_in_init_for_one_that_has_ended_there_are_ended(monitor):
+    watch = Watch(monitor, 2, Settings(), print)
+    joined(monitor, 0)
+    until(lambda: monitor.ranks and monitor.ranks[0].said)
+    joined(monitor, 1).close()
+    until(lambda: len(monitor.ranks) == 2 and monitor.ranks[1].ended)
+    for rank in monitor.ranks:
+        rank.rank = None  # still in init
+    assert not watch.look()
+    monitor.ranks[1].ended -= 6
+    assert str(watch.look()) == f"{monitor.ranks[1].label} has ended in init(), where others wait for it"
 
 
 def test_a_launcher_that_outlives_its_ranks_is_ended(monitor):
     watch = Watch(monitor, 1, Settings(), print)
     joined(monitor, 0).close()
     until(lambda: monitor.ranks and monitor.ranks[0].ended)
-    assert watch.look() == ""
+    assert not watch.look()
     monitor.ranks[0].ended -= 11
-    assert "not their launcher" in watch.look()
+    assert "not their launcher" in str(watch.look())
     monitor.ranks[0].left = True  # as it should: MPI takes its time to end
-    assert watch.look() == ""
+    assert not watch.look()
 
 
 def test_the_verdict_is_the_same_for_ranks_that_said_nothing():
