@@ -46,8 +46,8 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 for step in range(start, STEPS):
-    shards = [np.random.default_rng([step, shard]).integers(-99, 99, SIZE) for shard in range(c.rank(), 6, c.size())]
-    weights = weights + c.allreduce(np.sum(shards, axis=0).astype(np.float64), c.Sum)
+    shards = [np.random.default_rng([step, shard]).integers(-99, 99, 1000) for shard in range(c.rank(), 6, c.size())]
+    weights = weights + c.allreduce(np.tile(np.sum(shards, axis=0).astype(np.float64), SIZE // 1000), c.Sum)
     if step == moment and last:
         if fault == "soon": threading.Timer(float(sys.argv[5]), die).start()
         else: die()
@@ -75,11 +75,11 @@ def train(tmp_path):
 def expected(size=1000, steps=STEPS):
     import numpy as np
 
-    weights = np.zeros(size)
+    weights = np.zeros(1000)
     for step in range(steps):
         for shard in range(6):
-            weights += np.random.default_rng([step, shard]).integers(-99, 99, size)
-    return [weights[:1000].tobytes().hex(), float(weights.sum()).hex()]
+            weights += np.random.default_rng([step, shard]).integers(-99, 99, 1000)
+    return [weights.tobytes().hex(), float(weights.sum() * (size // 1000)).hex()]
 
 
 def starts(job):
@@ -94,7 +94,7 @@ def assert_it_ended_well(job, **how):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_rank_costs_no_more_steps_than_lie_between_snapshots(train, seed):
     chance = random.Random(seed)
     moment, victim = chance.randrange(STEPS), chance.randrange(2)
@@ -108,12 +108,11 @@ def test_a_killed_rank_costs_no_more_steps_than_lie_between_snapshots(train, see
 
 
 def test_death_while_snapshots_are_written_leaves_one_that_is_whole(train):
-    """Every second moment or so lies within a save: of 20 MB, after each third of some fast steps."""
+    """About half of such moments lie within a save: of 80 MB, after every third step."""
     chance = random.Random(4)
-    for moment in (8, 17):
-        job = train("soon", moment, chance.uniform(0, 0.2), victim=chance.randrange(2), size=2_500_000, steps=24)
-        assert_it_ended_well(job, size=2_500_000, steps=24)
-        assert int(starts(job)[1][2]) >= moment - INTERVAL
+    job = train("soon", 8, chance.uniform(0, 0.4), victim=chance.randrange(2), size=10_000_000, steps=24)
+    assert_it_ended_well(job, size=10_000_000, steps=24)
+    assert int(starts(job)[1][2]) >= 8 - INTERVAL
 
 
 def test_a_host_that_comes_back_without_memory_gets_the_snapshot_of_another(train, four_hosts):
@@ -180,7 +179,7 @@ def train(state):
         if state.step == 15: open(back, "w").close()
         state.step += 1
         state.commit()
-        if os.path.exists(down): time.sleep(0.5)
+        if c.size() == 1: time.sleep(1)
     if c.rank() == 0: print("weights", state.weight, flush=True)
 
 train(ObjectState(step=0, weight=0.0))

@@ -76,7 +76,7 @@ def test_a_torch_state_comes_back_whole_and_nobody_reads_a_sample_again(rank, si
 def keras_state(seed):
     keras.utils.set_random_seed(seed)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization()])
-    model.compile(keras.optimizers.Adam(0.01 * seed), "mse")
+    model.compile(keras.optimizers.Adam(0.01 * seed), "mse", run_eagerly=True)
     return KerasState(model, batch=seed, epoch=0)
 
 
