@@ -171,6 +171,8 @@ class Archive:
         version, number, values, kinds = json.loads((folder / INDEX).read_text())
         if (version, number) != (FORMAT, step):
             raise ValueError(f"{INDEX} is of format {version}, step {number}")
+        if sum(map(_bytes_of, kinds.values())) != complete[ARRAYS][0]:  # before room is made for them
+            raise ValueError(f"{INDEX} tells of other arrays than {ARRAYS} holds")
         arrays = {}
         with open(folder / ARRAYS, "rb") as file:
             for name, (kind, shape) in kinds.items():
@@ -194,6 +196,14 @@ class Archive:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _bytes_of(told: Kind) -> int:
+    """How many bytes an array of this kind has; raises ValueError for what is no array's."""
+    name, shape = told
+    if not all(type(extent) is int and extent >= 0 for extent in shape):
+        raise ValueError(f"no array has the shape {shape}")
+    return dtypes.by_name(name).itemsize * math.prod(shape)
 
 
 def kind(array: np.ndarray) -> Kind:

@@ -17,8 +17,19 @@ def is_supported(dtype: np.dtype) -> bool:
 
 
 def by_name(name: str) -> np.dtype:
-    """The dtype whose ``name`` this is; NumPy alone doesn't know bfloat16's."""
-    return BFLOAT16 if name == BFLOAT16.name else np.dtype(name)
+    """The dtype whose ``name`` this is; NumPy alone doesn't know bfloat16's.
+
+    Raises:
+        ValueError: when it is none of those that travel: names are read from files and messages, and an array of
+            objects would be made of addresses.
+    """
+    try:
+        dtype = BFLOAT16 if name == BFLOAT16.name else np.dtype(name)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    if not is_supported(dtype):
+        raise ValueError(f"{name} is not a dtype of numbers")
+    return dtype
 
 
 def is_half(dtype: np.dtype) -> bool:
