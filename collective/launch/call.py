@@ -36,6 +36,7 @@ class Job:
         options: Options of ``collective run``, beside these.
         hosts: Hosts and their slots, as ``-H`` takes them.
         hostfile: A file of hosts instead.
+        discovered: Whether a script tells the hosts instead.
         start_seconds: Seconds within which the ranks have to be running; None: no limit.
         output: Folder for each rank's output; None: it goes where the caller's goes.
         python: The ranks' Python.
@@ -47,6 +48,7 @@ class Job:
     options: tuple[str, ...]
     hosts: str | None
     hostfile: str | os.PathLike[str] | None
+    discovered: bool
     start_seconds: float | None
     output: str | None
     python: str
@@ -65,11 +67,14 @@ class Job:
             rank = [self.python, "-m", SERVE, name, os.path.abspath(self.output or name), *way]
             starter = [sys.executable, "-m", "collective", "run", "-np", str(self.ranks), *options, "--", *rank]
             status = self._finish(starter, folder)
-            _raise_first(folder, status)
+            if status:  # else an error is that of an earlier start, from which the job has recovered
+                _raise_first(folder, status)
             return self._results(folder, status)
 
     def _elsewhere(self) -> bool:
         """Tell whether ranks may run on other hosts than this one."""
+        if self.discovered:
+            return True
         if self.hosts is None and self.hostfile is None:
             return machines.allocated(os.environ) or any(os.environ.get(name) for name in DEFAULT_HOST_FILES)
         given = hostfile.parse_list(self.hosts) if self.hosts else hostfile.read(Path(self.hostfile or ""))
@@ -103,15 +108,16 @@ class Job:
         results: dict[int, Any] = {}
         for file in folder.glob(f"{RESULT}.*"):
             results |= pickle.loads(file.read_bytes())  # noqa: S301  # what our own ranks wrote
-        if status or len(results) < self.ranks:
+        ranks = int((folder / STARTED).read_text()) if (folder / STARTED).exists() else self.ranks
+        if status or not results.keys() >= set(range(ranks)):
             kind = RankError if (folder / STARTED).exists() else LaunchError
             raise kind(
                 "a function returns on every rank",
-                received=f"{len(results)} results of {self.ranks} ranks; mpirun failed with exit status {status}",
+                received=f"{len(results)} results of {ranks} ranks; mpirun failed with exit status {status}",
                 fix="The lines above tell more",
                 operation="collective.run",
             )
-        return [results[rank] for rank in range(self.ranks)]
+        return [results[rank] for rank in range(ranks)]
 
 
 def _raise_first(folder: Path, status: int) -> None:

@@ -80,13 +80,15 @@ class Fleet:
             again: Whether the job has run before: it may be smaller then.
 
         Raises:
-            LaunchError: when there isn't in time.
+            LaunchError: when there isn't in time, or the hosts can't be told at the first start.
         """
         if self._listed is None:
             return self._sizes.first, ()
         if not again and not self.is_discovered:
             hosts = self._listed()
             return self._taken(max(self._sizes.first, min(self._room(hosts), self._sizes.most)), hosts)
+        if not again:
+            self._listed()  # one that never works is an error at once
         needed = self._sizes.fewest if again else self._sizes.first
         deadline, said = time.monotonic() + self._sizes.seconds, ""
         in_use, self._in_use = self._in_use, set()

@@ -51,6 +51,12 @@ def run(
         args: Its positional arguments, the same on all ranks.
         kwargs: Its keyword arguments.
         num_proc: Number of processes.
+        min_num_proc: Fewest processes of a restart; None: ``num_proc`` with a discovery script, else 1.
+        max_num_proc: Most processes; None: as many as there are slots with a discovery script, else ``num_proc``.
+        slots: Slots of a host that the discovery script prints without a number; None: 1.
+        reset_limit: How often a job that fails is started again; None: 10 times with a discovery script, else never.
+        cooldown_range: For how many seconds a host is left out on which the job has failed, at first and at most.
+        host_discovery_script: Program that prints the hosts there are now, as lines of ``HOST:SLOTS`` or ``HOST``.
         hosts: Hosts and their slots, ``a:2,b:2``; None: this machine.
         hostfile: A file of hosts and slots instead.
         start_timeout: Seconds within which the ranks have to be running; None: no limit.
@@ -63,13 +69,14 @@ def run(
         network_interfaces: Network to use.
         executable: The ranks' Python; None: the one that runs this.
         np: An older name of ``num_proc``.
+        min_np: An older name of ``min_num_proc``.
+        max_np: An older name of ``max_num_proc``.
         use_mpi: What is done in any case.
         disable_cache: What is done in any case.
-        min_num_proc, max_num_proc, slots, reset_limit, cooldown_range, host_discovery_script, min_np, max_np, use_gloo:
-            For jobs that change their size or go by Gloo; refused.
+        use_gloo: For jobs that go by Gloo; refused.
 
     Returns:
-        What the function returned, by rank.
+        What the function returned, by rank; of a job that was started again, in its last start.
 
     Raises:
         ArgumentError: a ValueError, for an argument that can't be followed.
@@ -77,29 +84,29 @@ def run(
         RankError: a RuntimeError, when the function raised an exception on a rank, which is its ``__cause__``; its text
             has that rank's traceback. The other ranks have been ended.
     """
-    _refuse(
-        min_num_proc=min_num_proc,
-        max_num_proc=max_num_proc,
-        slots=slots,
-        reset_limit=reset_limit,
-        cooldown_range=cooldown_range,
-        host_discovery_script=host_discovery_script,
-        min_np=min_np,
-        max_np=max_np,
-        use_gloo=use_gloo or None,
-    )
-    if use_mpi is False:
-        raise ArgumentError("ranks talk over MPI", received="use_mpi=False", fix="Leave it out")
-    if hosts is not None and hostfile is not None:
-        raise ArgumentError("hosts or hostfile say where ranks run", received=f"hosts={hosts!r}, hostfile={hostfile!r}")
-    if np is not None:
-        warnings.warn("np= is deprecated: say num_proc=", DeprecationWarning, stacklevel=2)
-        num_proc = np
-    if network_interface:
-        warnings.warn("network_interface= is deprecated: say network_interfaces=", DeprecationWarning, stacklevel=2)
+    if use_gloo or use_mpi is False:
+        received = "use_gloo=True" if use_gloo else "use_mpi=False"
+        raise ArgumentError("ranks talk over MPI", received=received, fix="Leave it out", operation="collective.run")
+    _refuse_several(hosts=hosts, hostfile=hostfile, host_discovery_script=host_discovery_script)
+    num_proc = _newer(np, "np", num_proc, "num_proc")
+    min_num_proc = _newer(min_np, "min_np", min_num_proc, "min_num_proc")
+    max_num_proc = _newer(max_np, "max_np", max_num_proc, "max_num_proc")
+    network_interface = _newer(network_interface, "network_interface", None, "network_interfaces")
     interfaces = ",".join(network_interfaces or ()) or network_interface
-    options = {"--hosts": hosts, "--hostfile": hostfile, "--interface": interfaces, "--mpi-args": mpi_args}
-    words = [f"{option}={value}" for option, value in options.items() if value]
+    options = {
+        "--hosts": hosts,
+        "--hostfile": hostfile,
+        "--interface": interfaces,
+        "--mpi-args": mpi_args,
+        "--host-discovery-script": host_discovery_script,
+        "--min-np": min_num_proc,
+        "--max-np": max_num_proc,
+        "--slots": slots,
+        "--restarts": reset_limit,
+    }
+    words = [f"{option}={value}" for option, value in options.items() if value not in (None, "")]
+    if cooldown_range:
+        words += ["--blacklist-cooldown-range", *map(str, cooldown_range)]
     # Imported here because few programs call it, and importing the library is to stay light.
     from collective.launch.call import Job
 
@@ -108,6 +115,7 @@ def run(
         options=(*words, *(["--verbose"] if verbose else [])),
         hosts=hosts,
         hostfile=hostfile,
+        discovered=host_discovery_script is not None,
         start_seconds=start_timeout,
         output=output_filename,
         python=executable or sys.executable,
@@ -117,12 +125,20 @@ def run(
     return job.call(functools.partial(func, *args, **(kwargs or {})))
 
 
-def _refuse(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise ArgumentError(
-                "a job of collective.run has the ranks it starts with, over MPI",
-                received=f"{name}={value!r}",
-                fix="Leave it out",
-                operation="collective.run",
-            )
+def _refuse_several(**places: Any) -> None:
+    """Refuse more than one of the ways to say where ranks run."""
+    given = [f"{name}={value!r}" for name, value in places.items() if value is not None]
+    if len(given) > 1:
+        raise ArgumentError(
+            "hosts, hostfile or host_discovery_script say where ranks run",
+            received=", ".join(given),
+            operation="collective.run",
+        )
+
+
+def _newer(value: Any, name: str, other: Any, newer: str) -> Any:
+    """The value of an argument that has an older name."""
+    if value is None:
+        return other
+    warnings.warn(f"{name}= is deprecated: say {newer}=", DeprecationWarning, stacklevel=3)
+    return value

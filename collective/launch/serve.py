@@ -32,7 +32,9 @@ def serve(folder: Path, output: Path, by_messages: bool) -> None:
     if output != folder:
         _redirect(output / f"rank.{rank:0{len(str(size - 1))}}")
     if folder.exists():
-        (folder / STARTED).touch()
+        # How many there are in this start of the job; of an earlier one, errors don't count any more.
+        (folder / STARTED).write_text(str(size))
+        (folder / f"{ERROR}.{rank}").unlink(missing_ok=True)
     try:
         if by_messages:
             root, function = _fetch(folder)

@@ -118,12 +118,10 @@ def test_the_launchers_line_is_shown_and_takes_further_arguments(capfd):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"min_num_proc": 1},
-        {"max_np": 2},
-        {"host_discovery_script": "hosts.sh"},
         {"use_gloo": True},
         {"use_gloo": True, "use_mpi": True},
         {"hosts": "localhost:1", "hostfile": "hosts"},
+        {"hostfile": "hosts", "host_discovery_script": "hosts.sh"},
     ],
 )
 def test_what_has_no_meaning_is_refused_before_anything_runs(arguments):
@@ -136,6 +134,30 @@ def test_what_has_no_meaning_is_refused_before_anything_runs(arguments):
 def test_older_names_are_deprecated():
     with pytest.warns(DeprecationWarning, match="num_proc"):
         assert collective.run(abs, (-3,), np=1) == [3]
+    with pytest.warns(DeprecationWarning, match="max_num_proc"):
+        assert collective.run(abs, (-3,), max_np=1) == [3]
+
+
+def fail_once(folder):
+    collective.init()
+    collective.barrier()
+    if collective.rank() == 0 and not os.path.exists(f"{folder}/failed"):
+        Path(folder, "failed").touch()
+        Path(folder, "hosts").write_text("localhost:2")
+        raise KeyError("lost")
+    if not os.path.exists(f"{folder}/failed"):
+        time.sleep(100)
+    return collective.size()
+
+
+def test_a_function_is_run_again_with_the_ranks_there_are(tmp_path):
+    script = tmp_path / "discover"
+    script.write_text(f"#!/bin/sh\ncat {tmp_path}/hosts\n")
+    script.chmod(0o755)
+    (tmp_path / "hosts").write_text("localhost\n")
+    arguments = {"slots": 3, "min_num_proc": 2, "max_num_proc": 3, "reset_limit": 1, "cooldown_range": (1, 2)}
+    results = collective.run(fail_once, (str(tmp_path),), num_proc=3, host_discovery_script=str(script), **arguments)
+    assert results == [2, 2]
 
 
 def test_a_job_that_can_not_start_is_a_launch_error(capfd):
