@@ -249,3 +249,23 @@ def test_segments_of_dead_ranks_are_removed_and_those_in_use_are_not(tmp_path, m
     finally:
         for path in paths.values():
             path.unlink(missing_ok=True)
+
+
+def test_the_example_of_the_documentation_ends_alike_with_a_rank_killed(tmp_path):
+    text = (ROOT / "docs" / "restarts.md").read_text().split("```python\n")[1].split("```")[0]
+    kill = (
+        "    if step == 47 and collective.rank() == 1 and start == 0:\n"
+        "        import os, signal\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    place = "    if step % 10 == 9:\n"
+    assert text.count(place) == 1
+    sums = []
+    for name, program in {"undisturbed": text, "killed": text.replace(place, kill + place)}.items():
+        script = tmp_path / f"{name}.py"
+        script.write_text(program)
+        command = [sys.executable, "-m", "collective", "run", "-np", "2", "--restarts", "1", "--", sys.executable]
+        job = run([*command, str(script)], timeout=100)
+        assert job.returncode == 0, job.stderr
+        assert ("restart 1 of 1" in job.stderr) == (name == "killed")
+        sums.append(job.stdout)
+    assert sums[0] == sums[1]
