@@ -51,10 +51,11 @@ def require(
 
 def _first(arrays: Sequence[np.ndarray]) -> int | None:
     """The place of the first array with an infinite value or one that is no number."""
-    return next((place for place, array in enumerate(arrays) if not _is_finite(array)), None)
+    return next((place for place, array in enumerate(arrays) if not is_finite(array)), None)
 
 
-def _is_finite(array: np.ndarray) -> bool:
+def is_finite(array: np.ndarray) -> bool:
+    """Tell whether no value is infinite or no number; a pass over the array."""
     if array.dtype.kind not in "fc" and not is_half(array.dtype):
         return True
     with np.errstate(all="ignore"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 
+from collective import world
 from collective.keras import bridge
 from collective.keras.accumulation import Accumulator
 from collective.keras.reduction import Reduction
@@ -113,7 +115,7 @@ class Averaging:
             return apply(gradients, variables)
         variables = list(owner._trainable_variables if variables is None else variables)
         if not self._are_reduced(gradients):
-            gradients = self._reduce(gradients, variables)
+            gradients = self._reduce(gradients, variables, owner)
         self._reduced = ()
 
         def update() -> None:
@@ -123,20 +125,29 @@ class Averaging:
             finally:
                 self._is_inside = False
 
-        if self._agg_helper is None:
-            return update()
-        if not owner.built:  # variables can't be made in a branch
+        def update_if_finite() -> None:
+            if _watches(owner):
+                reduced = [each for each, of in zip(gradients, variables, strict=True) if of not in self._local]
+                keras.ops.cond(bridge.all_finite(reduced), update, lambda: None)
+            else:
+                update()
+
+        if not owner.built and (self._agg_helper or _watches(owner)):  # variables can't be made in a branch
             owner.build(variables)
-        keras.ops.cond(self._agg_helper.is_empty(), update, self._skip)
+        if self._agg_helper is None:
+            return update_if_finite()
+        keras.ops.cond(self._agg_helper.is_empty(), update_if_finite, self._skip)
         return None
 
     def _skip(self) -> None:
         # As in Horovod, every pass counts as an iteration: schedules of the learning rate go by batches.
         _counted(self)._iterations.assign_add(1)
 
-    def _reduce(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    def _reduce(self, gradients: Sequence[Any], variables: Sequence[Any], owner: Any = None) -> list[Any]:
+        reduce_shared = functools.partial(self.reduction.reduce, watches=_watches(owner or self))
+
         def reduce(some: Sequence[Any], of: Sequence[Any]) -> list[Any]:
-            return self._local.reduce_others(some, of, self.reduction.reduce)
+            return self._local.reduce_others(some, of, reduce_shared)
 
         reduced = (
             self._agg_helper.add(gradients, variables, reduce) if self._agg_helper else reduce(gradients, variables)
@@ -147,6 +158,11 @@ class Averaging:
     def _are_reduced(self, gradients: Sequence[Any]) -> bool:
         known = {id(gradient) for gradient in self._reduced}
         return bool(known) and all(id(gradient) in known for gradient in gradients)
+
+
+def _watches(optimizer: Any) -> bool:
+    """Whether to leave out steps that aren't finite; a ``LossScaleOptimizer`` has to see them, and does so itself."""
+    return world.skips_steps() and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def _counted(optimizer: Any) -> Any:

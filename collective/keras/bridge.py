@@ -21,6 +21,8 @@ import tensorflow as tf
 
 from collective.tensorflow import Compression as Compression
 from collective.tensorflow import broadcast_variables as broadcast_variables
+from collective.tensorflow.finite import all_finite as all_finite
+from collective.tensorflow.finite import name_of as name_of
 from collective.tensorflow.gradients import reduce_gradients as reduce_gradients
 from collective.tensorflow.groups import Groups as Groups
 from collective.tensorflow.groups import checked_groups as checked_groups

@@ -54,12 +54,13 @@ class Reduction:
         """A list, still empty, of variables whose gradients stay this rank's own."""
         return bridge.LocalSources(self.process_set, self.scale_local_gradients)
 
-    def reduce(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    def reduce(self, gradients: Sequence[Any], variables: Sequence[Any], watches: bool = False) -> list[Any]:
         """Reduce a step's gradients; called by all ranks of the process set.
 
         Args:
             gradients: One for each of ``variables``; None where there is none.
             variables: The same on all ranks, in the same order.
+            watches: Whether to tell of gradients that aren't finite, with whom the step is left out.
 
         Returns:
             The gradients in the order given.
@@ -73,4 +74,6 @@ class Reduction:
             gradient_predivide_factor=self.gradient_predivide_factor if self.op is Average else 1.0,
             groups=bridge.places(self.groups, gradients, variables),
             process_set=self.process_set,
+            names=[bridge.name_of(variable) for variable in variables] if watches else None,
+            raises=False,
         )

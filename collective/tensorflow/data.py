@@ -12,6 +12,7 @@ from collective.data import arrays
 from collective.data.position import Position
 from collective.data.shard import Options, Shard, check_number
 from collective.errors import ArgumentError
+from collective.tensorflow.graph import as_written
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -117,7 +118,7 @@ def shard(
     number = tf.TensorSpec([], tf.int64)
     beginnings = tf.data.Dataset.from_generator(begin, output_signature=(number, number))
 
-    @tf.autograph.experimental.do_not_convert
+    @as_written
     def from_there(seed: tf.Tensor, start: tf.Tensor) -> tf.data.Dataset:
         # A shuffle mixes it into its own seed, and the program may set another one when it is started again.
         tf.compat.v1.get_default_graph().seed = plan.seed

@@ -11,6 +11,7 @@ from collective import compression as core
 from collective import world
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp
+from collective.tensorflow import finite
 from collective.tensorflow.compression import Compression, Compressor
 from collective.tensorflow.reductions import grouped_allreduce
 
@@ -24,6 +25,8 @@ def reduce_gradients(
     gradient_predivide_factor: float = 1.0,
     groups: Sequence[Sequence[int]] | None = None,
     process_set: ProcessSet | None = None,
+    names: Sequence[str] | None = None,
+    raises: bool = True,
 ) -> list[Any]:
     """Reduce gradients over all ranks; called by all ranks with gradients of the same variables in the same order.
 
@@ -39,11 +42,15 @@ def reduce_gradients(
         groups: Lists of places in ``gradients`` that are reduced as one operation each; others are one by one. None:
             all together.
         process_set: The ranks that take part; None: all. Others, and a rank on its own, keep their gradients.
+        names: What each is the gradient of, for ``COLLECTIVE_CHECK_FINITE=skip``, which tells of those that are not
+            finite; None: nobody looks.
+        raises: Whether that is an error, as for who can't leave out a step.
 
     Returns:
         The reduced gradients in the order given.
 
     Raises:
+        NonFiniteError: see ``names``.
         NotImplementedError: for sparse gradients and another ``op`` than ``Average`` and ``Sum``.
 
     Cost per rank:
@@ -55,10 +62,24 @@ def reduce_gradients(
     ]
     members = process_set or global_process_set
     world.backend("reduce_gradients")
+    results = _reduced(reduced, op, compression, gradient_predivide_factor, groups, members)
+    if names is None or not world.skips_steps():
+        return results
+    return finite.watched(reduced, results, names, members, raises)
+
+
+def _reduced(
+    gradients: Sequence[Any],
+    op: ReduceOp,
+    compression: type[Compressor] | core.Compression,
+    divisor: float,
+    groups: Sequence[Sequence[int]] | None,
+    members: ProcessSet,
+) -> list[Any]:
+    reduced = list(gradients)
     if members.included() is False or members.size() == 1:  # of a set that is not registered, grouped_allreduce tells
         return reduced
     dense = {place for place, gradient in enumerate(reduced) if _is_dense(gradient)}
-    divisor = gradient_predivide_factor
     factors: dict[str, Any] = {} if divisor == 1.0 else {"prescale_factor": 1.0 / divisor, "postscale_factor": divisor}
     options: dict[str, Any] = {"op": op, "compression": compression, "process_set": members}
     for number, group in enumerate(_complete(groups, dense)):

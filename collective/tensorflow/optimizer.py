@@ -11,6 +11,7 @@ from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Adasum, Average, ReduceOp
 from collective.tensorflow.compression import Compression, Compressor
+from collective.tensorflow.finite import if_finite, name_of
 from collective.tensorflow.gradient_aggregation import LocalGradientAggregationHelper
 from collective.tensorflow.gradients import reduce_gradients
 from collective.tensorflow.groups import Groups, checked_groups, places
@@ -110,12 +111,18 @@ class _DistributedOptimizer(_Wrapping):
         def apply() -> Any:
             return self._optimizer.apply_gradients(pairs, global_step=global_step, name=name)
 
+        def apply_if_finite() -> Any:
+            if not world.skips_steps():
+                return apply()
+            return if_finite([gradient for gradient, variable in pairs if variable not in self._local], apply)
+
         if self._agg_helper is None:
-            return apply()
-        return self._agg_helper.apply_gradients(apply, self._optimizer, pairs, global_step=global_step)
+            return apply_if_finite()
+        return self._agg_helper.apply_gradients(apply_if_finite, self._optimizer, pairs, global_step=global_step)
 
     def _reduce(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
-        return reduce_gradients(gradients, groups=places(self._groups, gradients, variables), **self._options)
+        grouped, names = places(self._groups, gradients, variables), [*map(name_of, variables)]
+        return reduce_gradients(gradients, groups=grouped, names=names, raises=False, **self._options)
 
 
 class _DistributedAdasumOptimizer(_Wrapping):

@@ -11,6 +11,7 @@ from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp
 from collective.tensorflow.compression import Compression, Compressor
+from collective.tensorflow.finite import name_of
 from collective.tensorflow.gradients import reduce_gradients
 from collective.tensorflow.groups import checked_groups, places
 from collective.tensorflow.local_sources import LocalSources
@@ -43,12 +44,15 @@ class Reducing:
             output_gradients: As the tape takes them.
             use_generic_names: Accepted and not used: the names of gradients are generic.
             options: What else the tape takes.
+
+        Raises:
+            NonFiniteError: with ``COLLECTIVE_CHECK_FINITE=skip``, too: a tape can't leave out a step.
         """
         gradients = super().gradient(target, sources, output_gradients, **options)  # type: ignore[misc]
 
         def reduce(some: list[Any], of: list[Any]) -> list[Any]:
             grouped = places(self._collective_groups, some, of)
-            return reduce_gradients(some, groups=grouped, **self._collective_options)
+            return reduce_gradients(some, groups=grouped, names=[*map(name_of, of)], **self._collective_options)
 
         flat = tf.nest.flatten(gradients)
         results = self._collective_sources.reduce_others(flat, tf.nest.flatten(sources), reduce)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from collective import grouped, handles, world
+from collective import grouped, handles, skipping, world
 from collective.engine.fusion import reversed_buckets
 from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet, global_process_set
@@ -69,6 +69,12 @@ class Bucket(NamedTuple):
         floats = bool(arrays) and self.packing.tensors[0].is_floating_point()
         return [*arrays, np.array(present, arrays[0].dtype if floats else np.float32)]
 
+    def not_finite(self, reduced: Sequence[Array]) -> list[tuple[torch.Tensor, Array, Array]]:
+        """The parameters whose reduced gradients are not finite, with this rank's own and the reduced gradient."""
+        own = map(array_of, self.packing.tensors)
+        triples = zip(self.parameters, own, reduced[:-1], strict=True)
+        return [triple for triple in triples if not skipping.all_finite([triple[2]])]
+
     def assign(self, reduced: Sequence[Array]) -> None:
         """Put the reduced gradients in the place of those that there are on some rank."""
         *arrays, present = reduced
@@ -97,6 +103,9 @@ class Gradients:
         names: What errors call them.
         options: How they are reduced.
         passes: Backward passes whose gradients add up before they are reduced.
+
+    Attributes:
+        are_finite: Whether to step with what was reduced last: always, but for ``COLLECTIVE_CHECK_FINITE=skip``.
     """
 
     def __init__(
@@ -107,6 +116,8 @@ class Gradients:
         passes: int,
     ) -> None:
         self._names, self._options, self.passes = names, options, passes
+        self.are_finite = True
+        self._not_finite: list[tuple[torch.Tensor, Array, Array]] = []
         self._label = next_label("gradients", options.process_set)
         self._alone = not options.process_set.included() or options.process_set.size() == 1
         self._overlaps = overlap_pays()
@@ -121,7 +132,8 @@ class Gradients:
 
     def watch(self, parameters: Iterable[torch.Tensor]) -> None:
         """Take up those parameters that are new, or whose gradients are computed from now on."""
-        new = [p for p in parameters if p.requires_grad and p not in self._passed]
+        self._own = list(parameters)
+        new = [p for p in self._own if p.requires_grad and p not in self._passed]
         if self._alone or not new:
             return
         reference = weakref.ref(self)  # parameters outlive their optimizer, and so do hooks
@@ -164,7 +176,10 @@ class Gradients:
 
         A parameter without a gradient contributes zeros; if it has none on any rank, it gets none.
         """
+        self._not_finite = []
         if self._alone:
+            if world.skips_steps():
+                self._look_at_own()
             return
         if self._overlaps:
             for parameters in self._buckets[len(self._under_way) :]:
@@ -174,11 +189,12 @@ class Gradients:
         if self._overlaps:
             reduced = handles.wait_for_all([handle for _, handle in under_way])
             for (bucket, _), arrays in zip(under_way, reduced, strict=True):
-                bucket.assign(arrays)
+                self._assign(bucket, arrays)
         else:
             self._reduce_together()
         self._reduce_sparse()
         self._make_sparse_again()
+        self._tell()
 
     def _arrived(self, parameter: torch.Tensor) -> None:
         """Note a gradient, in the middle of backpropagation, and send the buckets that are complete by it."""
@@ -220,7 +236,29 @@ class Gradients:
             compression=bucket.packing.wire,
             process_set=self._options.process_set,
         )
+        self._assign(bucket, reduced)
+
+    def _assign(self, bucket: Bucket, reduced: Sequence[Array]) -> None:
+        if world.skips_steps():
+            self._not_finite += bucket.not_finite(reduced)
         bucket.assign(reduced)
+
+    def _look_at_own(self) -> None:
+        """Where nothing is reduced, do with this rank's own gradients as with reduced ones."""
+        for parameter in self._own:
+            if parameter.grad is not None:
+                values = array_of(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
+                if not skipping.all_finite([values]):
+                    self._not_finite.append((parameter, values, values))
+        self._tell()
+
+    def _tell(self) -> None:
+        self.are_finite = not self._not_finite
+        if self._not_finite:
+            parameters, own, reduced = zip(*self._not_finite, strict=True)
+            names = [self._names.get(parameter, f"shape {list(parameter.shape)}") for parameter in parameters]
+            skipping.tell(own, reduced, names, self._options.process_set)
+            self._not_finite = []
 
     def _bucket(self, parameters: Parameters) -> Bucket:
         dense = self._dense(parameters)
@@ -251,7 +289,10 @@ class Gradients:
             label = f"{self._label}, {name}"
             begun.append(sparse_allreduce_async(gradient, label, self._options.op, self._options.process_set))
         for parameter, handle in zip(self._sparse, begun, strict=True):
+            own = array_of(parameter.grad._values()) if parameter.grad is not None else np.zeros(0)
             reduced = handle.wait()
+            if world.skips_steps() and not skipping.all_finite([array_of(reduced._values())]):
+                self._not_finite.append((parameter, own, array_of(reduced._values())))
             if parameter.grad is not None or reduced._nnz():
                 parameter.grad = reduced
 

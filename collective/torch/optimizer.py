@@ -19,6 +19,14 @@ from collective.torch.delta import Stepping
 from collective.torch.gradients import Gradients, Options
 
 
+class _NotFinite(Exception):
+    """Leaves a step in the middle, with the loss."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+
 class Averaging:
     """What ``DistributedOptimizer`` puts in front of a PyTorch optimizer's class."""
 
@@ -63,10 +71,14 @@ class Averaging:
         self._gradients.forget()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Average the gradients, then apply them; called by all ranks. After each call of ``closure`` likewise."""
+        """Average the gradients, then apply them; called by all ranks. After each call of ``closure`` likewise.
+
+        With ``COLLECTIVE_CHECK_FINITE=skip`` nothing is applied on any rank if an average is not finite, and a rank is
+        named in a warning. What calls ``closure`` several times (LBFGS) keeps what it has done until then.
+        """
         if self._skips:
             self._synchronized = False
-            return super().step(closure)  # type: ignore[misc]
+            return super().step(closure) if self._gradients.are_finite else None  # type: ignore[misc]
         if closure is None:
             if self._synchronized:
                 warnings.warn(
@@ -76,14 +88,19 @@ class Averaging:
                 )
             self._average()
             self._synchronized = False
-            return super().step()  # type: ignore[misc]
+            return super().step() if self._gradients.are_finite else None  # type: ignore[misc]
 
         def averaged() -> Any:
             loss = closure()
             self._average()
+            if not self._gradients.are_finite:
+                raise _NotFinite(loss)
             return loss
 
-        return super().step(averaged)  # type: ignore[misc]
+        try:
+            return super().step(averaged)  # type: ignore[misc]
+        except _NotFinite as leaving:
+            return leaving.loss
 
     def _average(self) -> None:
         self._gradients.watch(_parameters(self))  # some may have been frozen until now
