@@ -118,6 +118,15 @@ def test_waiting_for_hosts_has_an_end(hosts_that_answer):
         fleet.gather(again=False)
 
 
+def test_a_script_that_never_works_fails_the_start_at_once(program):
+    script = program("exit 4")
+    fleet = Fleet(lambda: discovery.ask(script, 1), Sizes(2, 2, 2, seconds=SECONDS), discovered=True)
+    began = time.monotonic()
+    with pytest.raises(LaunchError, match="exit status 4"):
+        fleet.gather(again=False)
+    assert time.monotonic() - began < SECONDS / 2
+
+
 def test_named_hosts_are_taken_as_they_are_at_first_and_asked_later(hosts_that_answer):
     folder, agent = hosts_that_answer
     named = (Host("a", 2), Host("b", 2))
