@@ -20,6 +20,8 @@ FIRST_STEP, LAST_STEP = 12, 30
 LONGEST_DELAY = 15
 # That a second fault finds recovery under way: by then a job that starts again is between its start and its first step.
 LONGEST_RECOVERY = 800
+# Seconds that ranks wait for one that doesn't come to a start or to going on: nobody knows before. Added to the bound.
+START = 8.0
 # Deaths come again while the first is recovered from; a fault of the program's would be the same as before.
 SECOND = ("exception", "kill", "exit-7", "stop")
 # Those that are about checkpoints.
@@ -58,6 +60,24 @@ class Case:
     def then(self) -> str:
         """What the job has to do."""
         return self.fault.then if self.level == "L0" or self.fault.then == GOES_ON else COMES_BACK
+
+    @property
+    def seconds(self) -> float:
+        """From the fault to what has to be done about it, at most."""
+        return max(FAULTS[each.fault].seconds for each in self.triggers) + (START if self._at_start else 0)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The library's settings, by variable."""
+        told = {name: value for each in self.triggers for name, value in FAULTS[each.fault].settings}
+        if self._at_start:
+            told |= {"COLLECTIVE_TIMEOUT_SECONDS": str(START), "COLLECTIVE_RECOVERY_SECONDS": str(START)}
+        return told
+
+    @property
+    def _at_start(self) -> bool:
+        """Whether it strikes where only waiting shows that a rank is gone."""
+        return self.moment in (BEFORE_INIT, RECOVERY)
 
     def __str__(self) -> str:
         return f"{self.level} {self.network}: {', then '.join(map(str, self.triggers))}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from collective.chaos import job, leftovers, surroundings, training
 from collective.chaos.cases import COMES_BACK, HOSTS, Case
-from collective.chaos.faults import ENDS, FAULTS, GOES_ON
+from collective.chaos.faults import ENDS, GOES_ON
 from collective.chaos.job import Event, Job
 from collective.chaos.surroundings import Network, Surroundings
 
@@ -111,8 +111,7 @@ def _command(case: Case, network: Network, around: Surroundings, report: Path) -
 
 
 def _environment(case: Case, around: Surroundings) -> dict[str, str]:
-    settings = {name: value for each in case.triggers for name, value in FAULTS[each.fault].settings}
-    return {**os.environ, **settings, "TMPDIR": str(around.temporary)}
+    return {**os.environ, **case.settings, "TMPDIR": str(around.temporary)}
 
 
 def _deadline(case: Case, patience: float) -> Callable[[Job], float]:
@@ -122,7 +121,7 @@ def _deadline(case: Case, patience: float) -> Callable[[Job], float]:
         struck = done.all("fault")
         if not struck:
             return patience * (START + TRAINING)
-        more = case.fault.seconds + HANG if case.then == ENDS else case.fault.seconds + RESUME + TRAINING
+        more = case.seconds + HANG if case.then == ENDS else case.seconds + RESUME + TRAINING
         return float(struck[-1]["at"]) + patience * more
 
     return deadline
@@ -141,8 +140,8 @@ def _complaints(case: Case, done: Job, patience: float) -> Iterator[str]:
         if done.status == 0:
             yield "it ended with status 0"
         took = done.ended - struck[-1]["at"]
-        if took > case.fault.seconds * patience:
-            yield f"it ended {took:.1f} s after the fault, more than {case.fault.seconds * patience:.0f} s"
+        if took > case.seconds * patience:
+            yield f"it ended {took:.1f} s after the fault, more than {case.seconds * patience:.0f} s"
     else:
         yield from _end_complaints(case, done, patience)
     if case.level == "L0":
@@ -170,7 +169,7 @@ def _end_complaints(case: Case, done: Job, patience: float) -> Iterator[str]:
     if wrong:
         yield f"other bits than an undisturbed job's on ranks {wrong}"
     resumed = _resumed(done) if case.then == COMES_BACK else None
-    bound = patience * (case.fault.seconds + RESUME)
+    bound = patience * (case.seconds + RESUME)
     if resumed is not None and resumed > bound:
         yield f"it took its next step {resumed:.1f} s after the fault, more than {bound:.0f} s"
 
@@ -205,9 +204,9 @@ def _report_complaints(case: Case, report: Path) -> Iterator[str]:
     if not attempts and case.level == "L3":  # where ranks go on in place nothing has failed
         return
     blamed = [_blamed(told) for told in attempts]
-    victim = case.triggers[-1].rank
-    if case.fault.blamed and victim not in blamed:
-        yield f"the report names ranks {blamed} and not {victim}: {[told.get('cause') for told in attempts]}"
+    victims = [each.rank for each in case.triggers]
+    if case.fault.blamed and not set(victims) & set(blamed):
+        yield f"the report names ranks {blamed} and not {victims}: {[told.get('cause') for told in attempts]}"
     if not all(told.get("cause") for told in attempts):
         yield "the report names no cause"
 
