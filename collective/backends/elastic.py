@@ -49,6 +49,12 @@ class ElasticBackend(MpiBackend):
         possible = recovery.is_possible(environment)
         transport = mpi.connect(patience, environment, comm, ends=not possible)
         if not possible:
+            if transport.rank == 0:
+                logger.warning(
+                    "Ranks go on without one that has died under Open MPI 5, started by collective run --elastic. "
+                    "This is %s, started otherwise: a death ends the job.",
+                    mpi.library(),
+                )
             return MpiBackend(transport, settings, patience)
         atexit.unregister(recovery.leave)
         atexit.register(recovery.leave)

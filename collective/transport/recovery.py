@@ -41,16 +41,8 @@ _left_behind: list[Any] = []
 
 
 def is_possible(environment: Mapping[str, str]) -> bool:
-    """Tell whether this MPI can do so; a warning says why not."""
-    if MPI.get_vendor()[0] == mpi.OPEN_MPI and environment.get(ENABLED, "").lower() in ("1", "true"):
-        return True
-    logger.warning(
-        "Ranks go on without one that has died under Open MPI 5 and its --with-ft ulfm, as collective run --elastic "
-        "starts them. This is %s%s: a death ends the job, for collective run --restarts to start it again.",
-        mpi.library(),
-        "" if MPI.get_vendor()[0] == mpi.OPEN_MPI else ", which can't",
-    )
-    return False
+    """Tell whether this MPI, as it was started, can do so."""
+    return MPI.get_vendor()[0] == mpi.OPEN_MPI and environment.get(ENABLED, "").lower() in ("1", "true")
 
 
 def explain(transport: mpi.MpiTransport, error: BaseException, operation: str, where: str) -> BaseException:
@@ -125,7 +117,7 @@ def joined() -> MPI.Intracomm:
 def stage(what: str, seconds: float, where: str) -> Iterator[None]:
     """End this process by a signal if ``what`` takes longer, or goes wrong."""
     late = threading.Timer(seconds, end_process, (f"{what} has taken more than {seconds:g} s", where))
-    late.daemon = True
+    late.daemon, late.name = True, "collective-deadline"
     late.start()
     try:
         yield

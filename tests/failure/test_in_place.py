@@ -135,6 +135,13 @@ assert c.allreduce(np.ones(3), c.Sum).tolist() == [2, 2, 2]
 """
 
 
+def test_a_job_that_was_not_started_for_it_says_so_and_works():
+    code = "import numpy as np, collective as c; c.init(); assert c.allreduce(np.ones(3), c.Sum)[0] == 2"
+    result = run_job(2, sys.executable, "-c", code, timeout=60, COLLECTIVE_ELASTIC="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("a death ends the job") == 1
+
+
 def test_process_sets_go_on_if_all_their_ranks_are_left():
     result = run_job(3, sys.executable, "-c", SETS, timeout=60, options=("--elastic", "--min-np", "1"))
     assert result.returncode == 0, result.stderr
