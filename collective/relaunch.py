@@ -45,9 +45,9 @@ def leave() -> NoReturn:
     sys.exit(launched.START_AGAIN)
 
 
-def _hear(_: dict[str, Any]) -> None:
+def _hear(message: dict[str, Any]) -> None:
     global _told
-    _told = True
+    _told = bool(message["others"])
 
 
 link.handlers[link.HOSTS_UPDATED] = _hear

@@ -36,7 +36,7 @@ STATUS_OF_AN_INCOMPLETE_JOB = 1
 # Tells Open MPI 5 where its files go on this machine; others ignore it.
 SCRATCH = "PRTE_MCA_prte_local_tmpdir_base"
 
-Listener = Callable[[tuple[Host, ...]], None]
+Listener = Callable[[tuple[Host, ...], bool], None]
 
 
 class Attempt(NamedTuple):
@@ -111,12 +111,10 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="collective-launcher-", ignore_cleanup_errors=True)
 
 
-def _tell(monitor: Monitor | None, hosts: tuple[Host, ...]) -> None:
-    """Tell the ranks which hosts there are for a job that is started now."""
-    names = [f"{host.name}:{host.slots}" for host in hosts]
-    say(f"hosts have come or gone; now there are {', '.join(names) or 'none'}")
+def _tell(monitor: Monitor | None, hosts: tuple[Host, ...], others: bool) -> None:
+    """Tell the ranks which hosts there are for a job that is started now, and whether it would have other places."""
     if monitor:
-        monitor.tell(HOSTS_UPDATED, hosts=names)
+        monitor.tell(HOSTS_UPDATED, hosts=[f"{host.name}:{host.slots}" for host in hosts], others=others)
 
 
 def say(text: str) -> None:

@@ -19,7 +19,8 @@ from collective.launch.plan import place
 LOOK_SECONDS, SILENT_SECONDS = 1.0, 10.0
 
 Hosts = tuple[Host, ...]
-Listener = Callable[[Hosts], None]
+# Called with the hosts that can be used, and whether a job that is started now would have other places on them.
+Listener = Callable[[Hosts, bool], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Fleet:
             in_use = set()
             if self._room(hosts) >= needed:
                 return self._taken(min(self._room(hosts), self._sizes.most), hosts)
-            there = ", ".join(f"{host.name}:{host.slots}" for host in hosts) or "none answers"
+            there = _text(hosts)
             if time.monotonic() >= deadline:
                 raise LaunchError(
                     f"the hosts that answer take at least {needed} ranks",
@@ -130,8 +131,8 @@ class Fleet:
         Args:
             ranks: The job's size now.
             hosts: What ``gather`` gave it.
-            on_hosts_updated: Called in a thread with the hosts that can be used, as often as a job that is started now
-                would have other places than one that was started when it was called last.
+            on_hosts_updated: Called in a thread: every second as long as a job that is started now would have other
+                places than this one (ranks that come late have to hear of it), and once when it no longer would.
         """
         if self._listed is None:
             yield
@@ -147,15 +148,17 @@ class Fleet:
             watcher.join()
 
     def _watch(self, stop: threading.Event, places: Hosts, in_use: Hosts, on_hosts_updated: Listener) -> None:
-        names = {host.name for host in in_use}
+        names, last = {host.name for host in in_use}, places
         while not stop.wait(LOOK_SECONDS):
             hosts = self._usable(names)
             if self._trouble:
                 continue  # no news is not bad news
             now = self._places(min(self._room(hosts), self._sizes.most), hosts)
-            if now != places and not stop.is_set():
-                places = now
-                on_hosts_updated(hosts)
+            if now != last:
+                say(f"hosts have come or gone; now there are {_text(hosts)}")
+            if (now != places or last != places) and not stop.is_set():
+                on_hosts_updated(hosts, now != places)
+            last = now
 
     def _usable(self, in_use: frozenset[str] | set[str] = frozenset()) -> Hosts:
         """The hosts that are listed, aren't left out, and answer or are in use."""
@@ -182,3 +185,7 @@ class Fleet:
 
     def _places(self, ranks: int, hosts: Hosts) -> Hosts:
         return place(ranks, hosts, self._sizes.oversubscribe) if ranks and hosts else ()
+
+
+def _text(hosts: Hosts) -> str:
+    return ", ".join(f"{host.name}:{host.slots}" for host in hosts) or "none that answers"

@@ -17,7 +17,8 @@ from collective.monitor.channel import Channel, Message
 
 # Where the supervisor listens and the job's key, as ``address:port:key``.
 VARIABLE = "COLLECTIVE_MONITOR"
-# The kind of a message that tells which hosts there are for a job that is started now: ``hosts=["a:2", "b:1"]``.
+# The kind of a message that tells which hosts there are for a job that is started now, as ``hosts=["a:2", "b:1"]``, and
+# by ``others`` whether its ranks would have other places.
 HOSTS_UPDATED = "hosts_updated"
 THREAD_NAME = "collective-monitor"
 STATUS_SECONDS = 1.0
