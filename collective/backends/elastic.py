@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collective.backends.mpi import MpiBackend, patience_for
+from collective.errors import RanksLostError
 from collective.log import logger
 from collective.settings import Settings
 from collective.transport import mpi, recovery
@@ -76,7 +77,8 @@ class ElasticBackend(MpiBackend):
         """See ``Backend``."""
         with recovery.stage("to end what was under way", self._settings.recovery_seconds, self.topology.where):
             recovery.revoke(self.transport.communicator)
-            self._engine.close()
+            rule = "an operation ends before its job goes on with other ranks"
+            self._engine.give_up(RanksLostError(rule, received="it was under way", where=self.topology.where))
 
     def recover(self, ranks: int | None) -> ElasticBackend:
         """See ``Backend``."""

@@ -145,6 +145,13 @@ class Engine:
         """Whether an operation has ended in the middle: no other works any more."""
         return self._lost is not None
 
+    def give_up(self, error: BaseException) -> None:
+        """Let all that is pending, and all that comes, fail; the messages between the ranks have to fail already."""
+        with self._turn:
+            self._lost = self._lost or error
+            self._end_all(self._lost)
+        self.close()
+
     def close(self) -> None:
         """End the engine's thread; nothing is pending any more."""
         if self._thread:

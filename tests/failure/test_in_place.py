@@ -120,16 +120,19 @@ from collective import world
 from collective.errors import NotInitializedError, RanksLostError
 c.init()
 broken, whole = c.add_process_set([0, 1]), c.add_process_set([1, 2])
+alone = c.allreduce_async(np.ones(3), name="only on rank 1", process_set=whole) if c.rank() == 1 else None
 try:
     c.barrier()
     if c.rank() == 0: os.kill(os.getpid(), 9)
-    while True: c.allreduce(np.ones(100), process_set=whole)  # of which nobody has died
+    while True: c.allreduce(np.ones(100), name="of whole", process_set=whole)  # of which nobody has died
 except RanksLostError as error: print("noticed:", error)
 world.recover()
 assert (whole.process_set_id, whole.ranks, whole.rank()) == (2, [0, 1], c.rank()), whole
 assert c.allreduce(np.ones(3), c.Sum, process_set=whole).tolist() == [2, 2, 2]
 try: c.allreduce(np.ones(3), process_set=broken)
 except NotInitializedError as error: print("forgotten:", error)
+try: print("given up" if alone is None else alone.wait())
+except RanksLostError as error: print("given up:", error)
 again = c.add_process_set([0])
 assert c.allreduce(np.ones(3), c.Sum).tolist() == [2, 2, 2]
 """
@@ -146,5 +149,6 @@ def test_process_sets_go_on_if_all_their_ranks_are_left():
     result = run_job(3, sys.executable, "-c", SETS, timeout=60, options=("--elastic", "--min-np", "1"))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("noticed: ") == 2
+    assert result.stdout.count("given up") == 2
     assert "no sign of life of rank 0" in result.stdout
     assert result.stdout.count("Call add_process_set on all ranks, again if ranks of it were lost") == 2
