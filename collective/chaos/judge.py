@@ -203,20 +203,20 @@ def _report_complaints(case: Case, report: Path) -> Iterator[str]:
         return
     if not attempts and case.level == "L3":  # where ranks go on in place nothing has failed
         return
-    blamed = [_blamed(told) for told in attempts]
-    victims = [each.rank for each in case.triggers]
-    if case.fault.blamed and not set(victims) & set(blamed):
+    blamed = set[int]().union(*map(_blamed, attempts))
+    victims = {each.rank for each in case.triggers}
+    if case.fault.blamed and not victims & blamed:
         yield f"the report names ranks {blamed} and not {victims}: {[told.get('cause') for told in attempts]}"
     if not all(told.get("cause") for told in attempts):
         yield "the report names no cause"
 
 
-def _blamed(told: Mapping[str, Any]) -> int | None:
-    """The rank that a report blames; None: it names no single one. Before ``init`` they are told as processes."""
+def _blamed(told: Mapping[str, Any]) -> set[int]:
+    """The ranks that a report blames. Before ``init`` they are told as processes."""
     if told.get("rank") is not None:
-        return int(told["rank"])
-    process = re.match(r"process(?:es)? (\d+) of", told.get("launched_as") or told.get("cause") or "")
-    return int(process[1]) if process else None
+        return {int(told["rank"])}
+    processes = re.match(r"process(?:es)? ([\d, ]+) of", told.get("launched_as") or told.get("cause") or "")
+    return set(map(int, processes[1].split(","))) if processes else set()
 
 
 def _measure(found: Judgement, case: Case, done: Job) -> None:
