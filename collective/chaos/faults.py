@@ -276,6 +276,8 @@ def _lose_the_daemon(_: Scene) -> None:
 
 
 WAITS = TIMEOUT + BOUND
+# The launcher doesn't hear of a cut link, and is killed when it doesn't end.
+CUT_OFF = WAITS + 8
 SHORT_WAIT = (("COLLECTIVE_TIMEOUT_SECONDS", str(TIMEOUT)), ("COLLECTIVE_STALL_SECONDS", "1"))
 WARNED = (("COLLECTIVE_STALL_SECONDS", "1"),)
 FINITE = (("COLLECTIVE_CHECK_FINITE", "1"),)
@@ -351,7 +353,8 @@ FAULTS = {
         main=True,
         victim=LAST,
         needs="emulated hosts",
-        leaves="prted",
+        seconds=CUT_OFF,
+        leaves="prted|PRTE_PREFIX",
     ),
     "host-lost": wait(
         _lose_the_host, "a host lost with all its processes", IN_STEPS, victim=LAST, needs="emulated hosts"
