@@ -68,6 +68,8 @@ class Fleet:
         self._silent: dict[str, float] = {}
         self.used: set[str] = set()
         self._in_use: set[str] = set()
+        # Whether the job that runs, or was the last, has been told of other hosts.
+        self.has_told = False
 
     @property
     def is_known(self) -> bool:
@@ -134,6 +136,7 @@ class Fleet:
             on_hosts_updated: Called in a thread: every second as long as a job that is started now would have other
                 places than this one (ranks that come late have to hear of it), and once when it no longer would.
         """
+        self.has_told = False
         if self._listed is None:
             yield
             return
@@ -157,6 +160,7 @@ class Fleet:
             if now != last:
                 say(f"hosts have come or gone; now there are {_text(hosts)}")
             if (now != places or last != places) and not stop.is_set():
+                self.has_told = True
                 on_hosts_updated(hosts, now != places)
             last = now
 

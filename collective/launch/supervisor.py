@@ -31,17 +31,17 @@ Start = Callable[[Mapping[str, str], int, Hosts], Attempt]
 
 
 class _Try(NamedTuple):
-    """One start of the job: its size, its places and its end."""
+    """One start of the job: its size, its end, and whether it has asked for another because of other hosts."""
 
     ranks: int
-    hosts: Hosts
     ending: Ending
+    asks: bool = False
 
 
 def supervise(start: Start, fleet: Fleet, restarts: int, memory: Memory, report: str) -> int:
     """Run a job until it succeeds, or has failed once more than ``restarts`` times; returns the last exit status.
 
-    A job that ends with the status ``START_AGAIN``, and had other places than before, has not failed.
+    A job that has heard of other hosts and ends with the status ``START_AGAIN`` has not failed.
 
     Args:
         start: Plans an attempt.
@@ -57,7 +57,7 @@ def supervise(start: Start, fleet: Fleet, restarts: int, memory: Memory, report:
             tries.append(_once(start, fleet, memory, bool(tries), name))
             ending = tries[-1].ending
             goes_on = bool(ending.status) and not ending.stopped
-            if goes_on and _asks_for_other_hosts(tries):
+            if goes_on and tries[-1].asks:
                 name = "started again, as it has asked"
             elif goes_on:
                 how = f"with status {ending.status} after {ending.seconds:.1f} s"
@@ -67,7 +67,7 @@ def supervise(start: Start, fleet: Fleet, restarts: int, memory: Memory, report:
                 goes_on = failures <= restarts and bool(tries[-1].ranks)
             if ending.status:
                 memory.tidy()
-            if goes_on and ending.status != START_AGAIN:
+            if goes_on and not tries[-1].asks:
                 time.sleep(min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE))
     if report or (ending.status and not ending.stopped):
         _report(tries, report)
@@ -77,7 +77,6 @@ def supervise(start: Start, fleet: Fleet, restarts: int, memory: Memory, report:
 def _once(start: Start, fleet: Fleet, memory: Memory, again: bool, name: str) -> _Try:
     """Start the job once, where there is room for it now."""
     ranks = 0
-    hosts: Hosts = ()
     try:
         ranks, hosts = fleet.gather(again)
         attempt = start({MONITOR: "", **memory.variables}, ranks, hosts)
@@ -85,7 +84,7 @@ def _once(start: Start, fleet: Fleet, memory: Memory, again: bool, name: str) ->
         if not again:
             raise
         verdict = of(None, f"the job could not be started: {error}")
-        return _Try(ranks, hosts, Ending(STATUS_OF_AN_INCOMPLETE_JOB, False, 0.0, verdict))
+        return _Try(ranks, Ending(STATUS_OF_AN_INCOMPLETE_JOB, False, 0.0, verdict))
     if again:
         say(f"{name}, on {ranks} ranks")
     ending = run(attempt, functools.partial(fleet.watched, ranks, hosts))
@@ -93,14 +92,7 @@ def _once(start: Start, fleet: Fleet, memory: Memory, again: bool, name: str) ->
     if ending.status not in (0, START_AGAIN) and not ending.stopped and blamed is not None and attempt.hosts:
         # Launchers fill the hosts in their order.
         fleet.blame([host.name for host in attempt.hosts for _ in range(host.slots)][blamed])
-    return _Try(ranks, hosts, ending)
-
-
-def _asks_for_other_hosts(tries: list[_Try]) -> bool:
-    """Whether the last try ended to get other hosts; one that has got no others before ends so by mistake."""
-    *before, last = tries
-    had_others = not before or before[-1][:2] != last[:2]
-    return last.ending.status == START_AGAIN and had_others
+    return _Try(ranks, ending, ending.status == START_AGAIN and fleet.has_told)
 
 
 def _report(tries: list[_Try], file: str) -> None:

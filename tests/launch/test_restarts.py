@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from jobs import ROOT, run
+from jobs import ROOT, run, run_job
 
 TRAIN = """
 import os, signal, sys, time, numpy as np, collective as c
@@ -71,6 +71,12 @@ def test_a_job_that_fails_every_time_ends_with_its_status(train):
     job = train(options=("--restarts", "1"), fault="raise", moments=(2, 3), ranks=2)
     assert job.returncode != 0
     assert job.stderr.count("the job ended with status") == 2
+
+
+def test_a_job_that_asks_for_other_hosts_without_there_being_any_has_failed():
+    job = run_job(1, sys.executable, "-c", "raise SystemExit(75)", options=("--restarts", "1"), timeout=60)
+    assert job.returncode == 75
+    assert job.stderr.count("the job ended with status 75") == 2
 
 
 def test_a_job_that_is_told_to_stop_is_not_started_again(tmp_path):

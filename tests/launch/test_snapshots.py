@@ -150,6 +150,7 @@ def test_a_lost_host_is_done_without_and_taken_again_when_it_answers(train, four
     script.write_text(GROWS)
     options = ["-x", "OMPI_MCA_mpi_yield_when_idle=1", "--host-discovery-script", str(discover)]
     options += ["--launch-agent", str(agent), "--min-np", "1", "--max-np", "2", "--blacklist-cooldown-range", "1", "4"]
+    options += ["--restarts", "1"]
     command = [sys.executable, "-m", "collective", "run", "-np", "2", *options, "--", sys.executable]
     job = run([*command, str(script), str(down), str(back)], timeout=150)
     assert job.returncode == 0, job.stderr

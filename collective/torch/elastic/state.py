@@ -76,10 +76,7 @@ class TorchState(ObjectState):
 
     def own(self) -> Any:
         """See ``State``: the samples that this rank has read."""
-        states = {name: self._states[name] for name in self._samplers}
-        return {
-            name: [state["epoch"], np.array(state["processed_indices"], np.int64)] for name, state in states.items()
-        }
+        return {name: [self._states[name]["epoch"], self._read(name)] for name in self._samplers}
 
     def adopt(self, stored: Any, own: list[Any]) -> None:
         """See ``State``."""
@@ -101,6 +98,11 @@ class TorchState(ObjectState):
         """Deal samplers out to the ranks there are now."""
         for name in self._samplers:
             getattr(self, name).reset()
+
+    def _read(self, name: str) -> np.ndarray:
+        """The samples of a sampler that were read, in as few bytes as their numbers need."""
+        kind = np.min_scalar_type(len(getattr(self, name).dataset))
+        return np.array(self._states[name]["processed_indices"], kind)
 
     @property
     def _samplers(self) -> list[str]:
