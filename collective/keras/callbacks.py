@@ -12,6 +12,7 @@ from collective import collectives, world
 from collective.errors import ArgumentError
 from collective.keras.bridge import broadcast_variables, is_variable, key
 from collective.keras.checkpoint import CheckpointCallback as CheckpointCallback
+from collective.keras.consistency import ConsistencyCallback as ConsistencyCallback
 from collective.reduce_ops import Sum
 
 Logs = dict[str, Any]

@@ -1,6 +1,7 @@
 """The PyTorch front end: ``import collective.torch as hvd`` in place of ``import horovod.torch as hvd``."""
 
 from collective.torch import elastic as elastic
+from collective.torch.checkpoint import Checkpoint as Checkpoint
 from collective.torch.compression import Compression as Compression
 from collective.torch.elastic import ElasticSampler as ElasticSampler
 from collective.torch.functions import allgather_object as allgather_object

@@ -3,6 +3,7 @@
 from collective.keras.callbacks import BestModel
 from collective.keras.callbacks import BroadcastGlobalVariablesCallback as BroadcastGlobalVariablesCallback
 from collective.keras.callbacks import CheckpointCallback as CheckpointCallback
+from collective.keras.callbacks import ConsistencyCallback as ConsistencyCallback
 from collective.keras.callbacks import LearningRateScheduleCallback as LearningRateScheduleCallback
 from collective.keras.callbacks import LearningRateWarmupCallback as LearningRateWarmupCallback
 from collective.keras.callbacks import MetricAverageCallback as MetricAverageCallback

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from collective import objects, world
@@ -33,6 +34,9 @@ class ElasticSampler(Sampler):
         self.dataset, self.shuffle, self.seed = dataset, shuffle, seed
         self.epoch = 0
         self.processed_indices: set[int] = set()
+        # What was read before samples were dealt out; and how many of these this rank began with, and has read.
+        self._before: list[int] = []
+        self._begun = self._read = 0
         self.reset()
 
     def set_epoch(self, epoch: int) -> None:
@@ -44,6 +48,7 @@ class ElasticSampler(Sampler):
     def record_batch(self, batch_idx: int, batch_size: int) -> None:
         """Note that this rank has read the batch of this number, since the last ``reset``."""
         self.record_indices(self.get_indices(batch_idx, batch_size))
+        self._read = max(self._read, self._begun + min((batch_idx + 1) * batch_size, len(self.indices)))
 
     def record_indices(self, indices: Iterable[int]) -> None:
         """Note that these samples were read."""
@@ -83,6 +88,27 @@ class ElasticSampler(Sampler):
         # Fewer samples than ranks are read more than twice.
         dealt = (left * -(-size * own // len(left)))[: size * own] if left else []
         self.indices = dealt[rank::size]
+        self._before, self._begun, self._read = sorted(self.processed_indices), 0, 0
+
+    def position(self) -> dict[str, Any]:
+        """Where this rank is, as plain values for ``go_on``; needs ``record_batch``."""
+        known = np.array(sorted(self.processed_indices), np.int64)
+        return {"epoch": self.epoch, "before": np.array(self._before, np.int64), "read": self._read, "known": known}
+
+    def go_on(self, positions: Sequence[dict[str, Any]]) -> None:
+        """Go on where the ranks were, with all their positions: as many ranks read on in the same order.
+
+        To more or fewer ranks what nobody has read is dealt out anew.
+        """
+        if len(positions) != world.size():
+            read = np.concatenate([position["known"] for position in positions]).tolist()
+            self.load_state_dict({"epoch": positions[0]["epoch"], "processed_indices": read})
+            return
+        mine = positions[world.rank()]
+        self.load_state_dict({"epoch": mine["epoch"], "processed_indices": mine["before"].tolist()})
+        self.processed_indices = set(mine["known"].tolist())
+        self._begun = self._read = mine["read"]
+        self.indices = self.indices[self._begun :]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
