@@ -121,8 +121,8 @@ class Fleet:
         return ranks, hosts
 
     def blame(self, name: str) -> None:
-        """Tell that the job has failed on a host; one that doesn't answer afterwards is blamed by itself."""
-        seconds = self._cooldown.blame(name)
+        """Tell that the job has failed on a host, if it has; one that doesn't answer afterwards is blamed by itself."""
+        seconds = self._cooldown.blame(name) if name else 0
         if seconds:
             say(f"host {name} is left out for {seconds:g} s, because the job has failed there")
 

@@ -88,11 +88,19 @@ def _once(start: Start, fleet: Fleet, memory: Memory, again: bool, name: str) ->
     if again:
         say(f"{name}, on {ranks} ranks")
     ending = run(attempt, functools.partial(fleet.watched, ranks, hosts))
-    blamed = ending.verdict["rank"]
-    if ending.status not in (0, START_AGAIN) and not ending.stopped and blamed is not None and attempt.hosts:
-        # Launchers fill the hosts in their order.
-        fleet.blame([host.name for host in attempt.hosts for _ in range(host.slots)][blamed])
+    if ending.status not in (0, START_AGAIN) and not ending.stopped:
+        fleet.blame(_blamed(attempt, ending))
     return _Try(ranks, ending, ending.status == START_AGAIN and fleet.has_told)
+
+
+def _blamed(attempt: Attempt, ending: Ending) -> str:
+    """The host on which the job has failed, by the name that the user has for it; empty: not known."""
+    names = [host.name for host in attempt.hosts for _ in range(host.slots)]
+    rank, host = ending.verdict["rank"], ending.verdict.get("host", "")
+    if host in names:
+        return str(host)
+    # Launchers fill the hosts in their order; in an elastic job ranks get other numbers later.
+    return names[rank] if rank in range(len(names)) and not attempt.settings.elastic else ""
 
 
 def _report(tries: list[_Try], file: str) -> None:
