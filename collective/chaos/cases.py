@@ -110,6 +110,8 @@ def is_possible(fault: str, moment: str, level: str, network: str) -> bool:
         return False
     if needs.startswith("small") and network == HOSTS:
         return False  # they are around the processes of this machine
+    if needs == "small shared memory" and level in ("L2", "L3"):
+        return False  # they keep the state there
     if (level != "L1" and fault in OF_CHECKPOINTS) or (level == "L0" and moment in (CHECKPOINT, RECOVERY)):
         return False
     if moment == RECOVERY:

@@ -278,7 +278,11 @@ def _lose_the_daemon(_: Scene) -> None:
 WAITS = TIMEOUT + BOUND
 # The launcher doesn't hear of a cut link, and is killed when it doesn't end.
 CUT_OFF = WAITS + 8
-SHORT_WAIT = (("COLLECTIVE_TIMEOUT_SECONDS", str(TIMEOUT)), ("COLLECTIVE_STALL_SECONDS", "1"))
+SHORT_WAIT = (
+    ("COLLECTIVE_TIMEOUT_SECONDS", str(TIMEOUT)),
+    ("COLLECTIVE_RECOVERY_SECONDS", str(TIMEOUT)),
+    ("COLLECTIVE_STALL_SECONDS", "1"),
+)
 WARNED = (("COLLECTIVE_STALL_SECONDS", "1"),)
 FINITE = (("COLLECTIVE_CHECK_FINITE", "1"),)
 # Before the ranks know their numbers, launchers tell of them by their own.

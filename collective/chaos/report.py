@@ -16,18 +16,10 @@ from collective import __version__
 from collective.chaos.faults import FAULTS
 from collective.chaos.judge import Judgement
 
-HEADINGS = (
-    "fault",
-    "level",
-    "network",
-    "cases",
-    "as promised",
-    "detected s",
-    "ended s",
-    "resumed s",
-    "steps lost",
-    "left",
-)
+# Of a level: what is measured, by the judgement's names.
+MEASURED = {"L0": {"ended": "ended"}} | {
+    level: {"resumed": "resumed", "steps_lost": "steps"} for level in ("L1", "L2", "L3")
+}
 
 
 def line(number: int, total: int, found: Judgement) -> str:
@@ -45,21 +37,37 @@ def _figures(found: Judgement) -> str:
 
 
 def table(all_found: Iterable[Judgement]) -> str:
-    """All cases, a row for each fault at each level: the median, and the worst in brackets."""
-    groups: dict[tuple[str, str, str], list[Judgement]] = {}
-    for found in all_found:
-        groups.setdefault((found.fault, found.level, found.network), []).append(found)
-    lines = [_row(HEADINGS), f"|:---|:---|:---|{'---:|' * (len(HEADINGS) - 3)}"]
-    for (fault, level, network), group in groups.items():
-        tried = [found for found in group if not found.not_tried]
-        cells = [FAULTS[fault].about, level, network, str(len(tried)), str(sum(not each.complaints for each in tried))]
-        for name in ("detected", "ended", "resumed", "steps_lost"):
-            cells.append(_spread([value for each in tried if (value := getattr(each, name)) is not None]))
-        lines.append(_row([*cells, str(sum(len(each.left) for each in tried))]))
+    """All cases, a row for each fault: seconds, and steps lost; the median, and the worst in brackets."""
+    tried = [found for found in all_found if not found.not_tried]
+    columns = [
+        (level, name, told)
+        for level in sorted({found.level for found in tried})
+        for name, told in MEASURED[level].items()
+    ]
+    headings = [
+        "fault",
+        "network",
+        "as promised",
+        "left",
+        "detected",
+        *(f"{level} {told}" for level, _, told in columns),
+    ]
+    lines = [_row(headings), f"|:---|:---|{'---:|' * (len(headings) - 2)}"]
+    groups: dict[tuple[str, str], list[Judgement]] = {}
+    for found in tried:
+        groups.setdefault((found.fault, found.network), []).append(found)
+    for (fault, network), group in groups.items():
+        promised = f"{sum(not found.complaints for found in group)} of {len(group)}"
+        left = sum(len(found.left) for found in group)
+        cells = [FAULTS[fault].about, network, promised, str(left), _spread(group, "detected")]
+        cells += [_spread([each for each in group if each.level == level], name) for level, name, _ in columns]
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(group: Iterable[Judgement], name: str) -> str:
+    """Median and maximum of a figure; empty: none has it."""
+    values = [value for each in group if (value := getattr(each, name)) is not None]
     if not values:
         return ""
     digits = 0 if isinstance(values[0], int) else 1
