@@ -39,6 +39,8 @@ except (ImportError, RuntimeError) as error:
 OPEN_MPI = "Open MPI"
 # Bytes of a message that takes a common wire some tenths of a millisecond.
 LONG = 64 * 1024
+# A tag that no message has; all have 0. Who asks for what has come already moves nothing, and hears of no death.
+NEVER_SENT = 1
 
 # The ranks that are left of an elastic job, and those that came later; None: all that were started, and no others.
 left: MPI.Intracomm | None = None
@@ -148,7 +150,7 @@ class MpiTransport:
         self._patience = patience
         self.job = job or self
         # In an elastic job this fails when any rank has died, or has given up for that: waits hear of it by this.
-        patience.progress = functools.partial(self.job.communicator.Iprobe, MPI.ANY_SOURCE, MPI.ANY_TAG)
+        patience.progress = functools.partial(self.job.communicator.Iprobe, MPI.ANY_SOURCE, NEVER_SENT)
         self.rank, self.size = communicator.rank, communicator.size
         self.members: Sequence[int] = members or range(self.size)
         self.native = MpiNative(self._communicator, patience)
