@@ -121,7 +121,9 @@ def is_possible(fault: str, moment: str, level: str, network: str) -> bool:
 
 def _triggers(fault: str, moment: str, level: str, ranks: int, luck: random.Random) -> tuple[Trigger, ...]:
     victim = _victim(FAULTS[fault], moment, ranks, luck)
-    step = 0 if moment == BEFORE_INIT else luck.randint(FIRST_STEP, LAST_STEP)
+    # What is written may be written before anybody has looked; then it is the next one's turn.
+    last = LAST_STEP if moment != CHECKPOINT else LAST_STEP // 2
+    step = 0 if moment == BEFORE_INIT else luck.randint(FIRST_STEP, last)
     if moment == RECOVERY:
         # In place, who recovers is who is left.
         first = (victim + 1) % ranks if level == "L3" else luck.randrange(ranks)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # only what is this user's own is touched
 # Open MPI's memory between the ranks of a host: some 17 MB for each rank that was killed together with its launcher.
-PATTERN = "sm_segment.*"
+# And ours, by the names that mkstemp makes: empty, and only if a rank stopped or ended before all had opened it.
+PATTERNS = ("sm_segment.*", "collective-????????")
 # A file this young may be one that a starting rank hasn't mapped yet.
 YOUNGEST = 1.0
 
@@ -29,7 +30,7 @@ def remove(since: float, folder: str = "") -> int:
         folder: The job's snapshots, if they are to go as well.
     """
     freed, mapped = 0, None
-    for path in MEMORY.glob(PATTERN):
+    for path in (path for pattern in PATTERNS for path in MEMORY.glob(pattern)):
         with contextlib.suppress(OSError):
             found = path.lstat()
             if found.st_uid != os.geteuid() or not since <= found.st_mtime <= time.time() - YOUNGEST:

@@ -48,6 +48,8 @@ class Memory:
         if self._folder:
             self.tidy(self._folder)
             os.close(self._lock)
+        elif leftovers.MEMORY.is_dir():
+            leftovers.remove(self._began)
 
     @property
     def variables(self) -> dict[str, str]:

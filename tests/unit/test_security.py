@@ -2,8 +2,12 @@
 
 import ast
 import json
+import mmap
+import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from jobs import run_job
 import collective
 from collective import codec, dtypes
 from collective.archive import INDEX, Archive
+from collective.launch import leftovers
 from collective.monitor import link
 
 PACKAGE = Path(collective.__file__).parent
@@ -139,6 +144,23 @@ def test_shared_memory_is_private_and_has_no_name_while_it_is_used():
     assert len(mapped) >= 4
     assert {mode for mode, _ in mapped} == {"0o600"}
     assert all(path.endswith("(deleted)") for _, path in mapped)
+
+
+def test_memory_that_a_dead_rank_has_left_is_removed_but_none_that_is_new_or_mapped(tmp_path):
+    if not os.access(leftovers.MEMORY, os.W_OK):
+        pytest.skip(f"there is no {leftovers.MEMORY}")
+    began = time.time() - 10
+    made = {kind: tempfile.mkstemp(prefix="collective-", dir=leftovers.MEMORY) for kind in ("left", "new", "mapped")}
+    descriptors, names = ({kind: pair[index] for kind, pair in made.items()} for index in (0, 1))
+    os.write(descriptors["mapped"], b"used")
+    with mmap.mmap(descriptors["mapped"], 4):
+        for kind in ("left", "mapped"):
+            os.utime(names[kind], (began + 5, began + 5))
+        leftovers.remove(began)
+        found = {kind for kind, name in names.items() if os.path.exists(name)}
+    for kind in found:
+        os.unlink(names[kind])
+    assert found == {"new", "mapped"}
 
 
 def test_the_key_of_the_job_is_in_no_command_line_and_not_in_the_environment_of_the_ranks_children():
