@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-
 # The exit status by which a job asks to be started again, with the hosts there are then: EX_TEMPFAIL of sysexits.h. To
 # ``collective run`` it is no failure as long as the hosts have changed.
 START_AGAIN = 75

@@ -1,7 +1,7 @@
 """Make the memory that the ranks of one host share.
 
-A file in /dev/shm, readable by its owner only and unlinked as soon as all have opened it, so that nothing is left behind
-however the job ends; then reserved in full (a full /dev/shm is an error then, not a crash later).
+A file in /dev/shm, readable by its owner only and unlinked as soon as all have opened it, so that nothing is left
+behind however the job ends; then reserved in full (a full /dev/shm is an error then, not a crash later).
 """
 
 from __future__ import annotations
