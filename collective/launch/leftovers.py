@@ -17,31 +17,45 @@ from pathlib import Path
 MEMORY = Path("/dev/shm")  # noqa: S108  # only what is this user's own is touched
 # Open MPI's memory between the ranks of a host: some 17 MB for each rank that was killed together with its launcher.
 # And ours, by the names that mkstemp makes: empty, and only if a rank stopped or ended before all had opened it.
-PATTERNS = ("sm_segment.*", "collective-????????")
-# A file this young may be one that a starting rank hasn't mapped yet.
+THEIRS, OURS = "sm_segment.*", "collective-????????"
+# A file of theirs this young may be one that a starting rank hasn't mapped yet; ours stay open until they are.
 YOUNGEST = 1.0
 
 
 def remove(since: float, folder: str = "") -> int:
-    """Remove what nobody has mapped of this user's segments; returns the bytes that are free again.
+    """Remove what nobody has mapped or open of this user's segments; returns the bytes that are free again.
 
     Args:
         since: The job's start; older files are others'.
         folder: The job's snapshots, if they are to go as well.
     """
-    freed, mapped = 0, None
-    for path in (path for pattern in PATTERNS for path in MEMORY.glob(pattern)):
+    freed = 0
+    candidates = [*_between(THEIRS, since, time.time() - YOUNGEST), *_between(OURS, since, time.time())]
+    in_use = {*_mapped(), *_opened()} if candidates else set()
+    for path in candidates:
         with contextlib.suppress(OSError):
-            found = path.lstat()
-            if found.st_uid != os.geteuid() or not since <= found.st_mtime <= time.time() - YOUNGEST:
-                continue
-            mapped = set(_mapped()) if mapped is None else mapped
-            if str(path) not in mapped:
+            if str(path) not in in_use:
+                freed += path.lstat().st_blocks * 512
                 path.unlink()
-                freed += found.st_blocks * 512
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
     return freed
+
+
+def _between(pattern: str, since: float, until: float) -> Iterator[Path]:
+    """The user's files of a name and of an age."""
+    for path in MEMORY.glob(pattern):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if found.st_uid == os.geteuid() and since <= found.st_mtime <= until:
+                yield path
+
+
+def _opened() -> Iterator[str]:
+    """What processes have open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            yield os.readlink(descriptor)
 
 
 def _mapped() -> Iterator[str]:

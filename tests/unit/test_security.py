@@ -146,21 +146,22 @@ def test_shared_memory_is_private_and_has_no_name_while_it_is_used():
     assert all(path.endswith("(deleted)") for _, path in mapped)
 
 
-def test_memory_that_a_dead_rank_has_left_is_removed_but_none_that_is_new_or_mapped(tmp_path):
+def test_memory_that_a_dead_rank_has_left_is_removed_but_none_that_is_open_or_mapped():
     if not os.access(leftovers.MEMORY, os.W_OK):
         pytest.skip(f"there is no {leftovers.MEMORY}")
     began = time.time() - 10
-    made = {kind: tempfile.mkstemp(prefix="collective-", dir=leftovers.MEMORY) for kind in ("left", "new", "mapped")}
+    made = {kind: tempfile.mkstemp(prefix="collective-", dir=leftovers.MEMORY) for kind in ("left", "open", "mapped")}
     descriptors, names = ({kind: pair[index] for kind, pair in made.items()} for index in (0, 1))
     os.write(descriptors["mapped"], b"used")
     with mmap.mmap(descriptors["mapped"], 4):
         for kind in ("left", "mapped"):
-            os.utime(names[kind], (began + 5, began + 5))
+            os.close(descriptors[kind])
         leftovers.remove(began)
         found = {kind for kind, name in names.items() if os.path.exists(name)}
     for kind in found:
         os.unlink(names[kind])
-    assert found == {"new", "mapped"}
+    os.close(descriptors["open"])
+    assert found == {"open", "mapped"}
 
 
 def test_the_key_of_the_job_is_in_no_command_line_and_not_in_the_environment_of_the_ranks_children():
