@@ -97,9 +97,10 @@ class Watch:
     def _alone(self) -> GivenUp | None:
         """Whether the launcher has outlived its ranks."""
         ranks = self._monitor.ranks
-        deaths = [rank.ended for rank in ranks if rank.ended and not rank.left]
-        over = bool(deaths) and all(rank.ended for rank in ranks)
-        outlived = over and _since(deaths) > ALONE_SECONDS
+        ends = [rank.ended for rank in ranks if rank.ended]
+        # A death alone tells nothing: in an elastic job the others go on, and it may be long ago when they end.
+        over = len(ends) == len(ranks) and not all(rank.left for rank in ranks)
+        outlived = over and _since(ends) > ALONE_SECONDS
         return GivenUp("all ranks have ended, but not their launcher") if outlived else None
 
     def _missing(self, present: Sequence[Rank]) -> GivenUp | None:
