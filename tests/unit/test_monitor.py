@@ -254,6 +254,30 @@ def test_a_launcher_that_outlives_its_ranks_is_ended(monitor):
     assert not watch.look()
 
 
+def test_a_launcher_has_time_to_end_after_ranks_that_went_on_without_another(monitor):
+    watch = Watch(monitor, 2, Settings(), print)
+    joined(monitor, 0).close()
+    joined(monitor, 1).close()
+    until(lambda: len(monitor.ranks) == 2 and all(rank.ended for rank in monitor.ranks))
+    monitor.ranks[1].left = True
+    monitor.ranks[0].ended -= 60  # it died long ago
+    assert not watch.look()
+
+
+def test_ranks_that_wait_for_one_whose_process_has_ended_are_ended(monitor):
+    watch = Watch(monitor, 2, Settings(recovery_seconds=5), print)
+    waiting = joined(monitor, 0)
+    joined(monitor, 1).close()
+    until(lambda: len(monitor.ranks) == 2 and monitor.ranks[1].ended)
+    waiting.send("status", waited_seconds=6)
+    until(lambda: monitor.ranks[0].said)
+    assert not watch.look()
+    monitor.ranks[1].ended -= 6
+    assert not watch.look()  # the other has joined again since
+    monitor.ranks[0].joined -= 60
+    assert "has ended, and rank 0" in str(watch.look())
+
+
 def test_the_verdict_is_the_same_for_ranks_that_said_nothing():
     rank = Rank(ends(bytes(32))[0], "a", 1, "process 0 of 1", 0, rank=0, ended=1.0)
     assert verdict.judge([rank], 7, 1)["cause"] == "ended without a word, and the job with status 7"
