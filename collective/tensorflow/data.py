@@ -121,7 +121,7 @@ def shard(
     @as_written
     def from_there(seed: tf.Tensor, start: tf.Tensor) -> tf.data.Dataset:
         # A shuffle mixes it into its own seed, and the program may set another one when it is started again.
-        tf.compat.v1.get_default_graph().seed = plan.seed
+        tf.compat.v1.get_default_graph().seed = 1 + plan.seed  # of 0 TensorFlow asks whether the other is 0, too
         return one_pass(seed, False).skip(start)
 
     passes = beginnings.flat_map(from_there)

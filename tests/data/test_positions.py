@@ -37,7 +37,7 @@ def read(dataset, position, passes):
 @pytest.mark.parametrize("make", [of_a_dataset, of_arrays])
 def test_what_is_read_after_a_seek_is_what_would_have_been_read(make, order):
     for rank in range(2):
-        options = {"order": order, "seed": 3, "rank": rank, "size": 2}
+        options = {"order": order, "seed": 3 * rank, "rank": rank, "size": 2}
         position = Position()
         dataset = make(23, position, **options)
         assert dataset.cardinality() == position.plan.steps == 3

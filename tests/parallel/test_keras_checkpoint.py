@@ -124,6 +124,15 @@ def test_all_that_an_optimizer_holds_goes_on(folder, kind):
     assert_same(end, fit(make(100), folder + "/disturbed", epochs=2)[2])
 
 
+def test_with_fewer_samples_in_a_step_as_many_samples_are_done(folder, size):
+    """As with fewer ranks, which can't be had here."""
+    with pytest.raises(InterruptedError):
+        fit(new_model(1), folder, interrupt=Interrupt(0, 3))  # saved after 2 steps of 4 samples on each rank
+    model = new_model(2)
+    fit(model, folder, lambda position: batches((X, Y), 1, order="shuffled", position=position), epochs=1)
+    assert int(model.optimizer.iterations) == 2 + -(-len(X) // size) - 8
+
+
 def test_what_has_ended_is_not_trained_again(folder):
     history, _, end = fit(new_model(1), folder, epochs=2)
     history_again, begun, end_again = fit(new_model(2), folder, epochs=2)
