@@ -60,7 +60,11 @@ def open_mpi(plan: Plan, library: Library) -> Line:
     if plan.remote or plan.scheduled:
         arguments += ["--prefix", library.prefix]
         arguments += [word for name in _forwarded(plan, _threads(plan)) for word in ("-x", name)]
-    return Line((*arguments, *plan.mpi_args, *plan.command), _threads(plan) | _open_mpi_environment(plan))
+    variables = _threads(plan) | _open_mpi_environment(plan)
+    if plan.elastic and prrte and not (plan.remote or plan.scheduled or plan.interface):
+        # Ranks that are started later reach the others by TCP; networks other than this one may be gone by then.
+        variables["OMPI_MCA_btl_tcp_if_include"] = "127.0.0.0/8"
+    return Line((*arguments, *plan.mpi_args, *plan.command), variables)
 
 
 def _open_mpi_environment(plan: Plan) -> dict[str, str]:

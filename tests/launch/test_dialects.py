@@ -122,6 +122,9 @@ def test_ucx_keeps_its_voice_where_it_has_a_use():
 def test_an_elastic_job_asks_open_mpi_5_to_go_on_without_the_dead():
     elastic = dataclasses.replace(HERE, elastic=True)
     asked = "--with-ft ulfm --mca coll ^hcoll,portals4,han,adapt --mca coll_ftagree_agreement 1"
-    assert asked in line(elastic, OPEN_MPI_5)[0]
+    arguments, environment = line(elastic, OPEN_MPI_5)
+    assert asked in arguments
+    assert environment["OMPI_MCA_btl_tcp_if_include"] == "127.0.0.0/8"
+    assert "OMPI_MCA_btl_tcp_if_include" not in line(dataclasses.replace(AFAR, elastic=True), OPEN_MPI_5)[1]
     for library in (OPEN_MPI_4, MPICH, INTEL):
         assert line(elastic, library) == line(HERE, library)
