@@ -95,10 +95,10 @@ class Planner:
             return Exchanged(resources, layout, reduction, in_place)
         if name == JOINED:
             return Joined(resources, layout, reduction, in_place)
+        if name == NATIVE and len(shapes) == 1 and not resources.settings.algorithm:
+            return Native(resources, reduction, in_place)
         all_reduce = choice.by_name(name, transport)
         if in_place and len(shapes) == 1:
-            if name == NATIVE and not resources.settings.algorithm:
-                return Native(resources, reduction)
             return Alone(resources, all_reduce, reduction)
         if name == LARGE and transport.shared:
             return Joined(resources, layout, reduction, in_place)

@@ -107,7 +107,7 @@ def _contenders(resources: Resources, size: int) -> dict[str, Way]:
     layout = Layout([(size // 4,)], reduction.dtype)
     ways: dict[str, Way] = {
         LARGE: Alone(resources, choice.large, reduction),
-        NATIVE: Native(resources, reduction),
+        NATIVE: Native(resources, reduction, in_place=True),
     }
     if transport.shared:
         ways[JOINED] = Joined(resources, layout, reduction, in_place=False)

@@ -177,14 +177,14 @@ class Bucketed:
 
 
 class Native:
-    """One small array, reduced where it lies by the MPI library, which knows its dtype."""
+    """One small array, reduced by the MPI library, which knows its dtype."""
 
     shows = False
 
-    def __init__(self, resources: Resources, reduction: Reduction) -> None:
+    def __init__(self, resources: Resources, reduction: Reduction, in_place: bool) -> None:
         assert resources.transport.native is not None  # noqa: S101  # whoever chose this way has looked
         self._all_reduce = resources.transport.native.prepared(reduction.op, reduction.dtype)
-        self._finish = reduction.finish
+        self._finish, self._in_place = reduction.finish, in_place
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:  # noqa: ARG002
         """See ``Way``."""
@@ -192,10 +192,10 @@ class Native:
 
     def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
         """See ``Way``."""
-        (array,) = arrays
+        array = arrays[0] if self._in_place else arrays[0].copy()
         self._all_reduce(array)
         self._finish(array)
-        return arrays
+        return (array,)
 
 
 class Alone:
