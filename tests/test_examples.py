@@ -55,6 +55,18 @@ def test_keras_mnist(ranks):
     check_keras_mnist(run_job(ranks, sys.executable, "examples/keras_mnist.py"), ranks)
 
 
+def test_keras_survives_being_killed_with_the_same_bits(tmp_path):
+    undisturbed = run_job(2, sys.executable, "examples/keras_survives.py", str(tmp_path / "one"), "--epochs", "3")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    command = (sys.executable, "examples/keras_survives.py", str(tmp_path / "other"), "--epochs", "3", "--kill", "45")
+    killed = run_job(2, *command, timeout=240, options=("--restarts", "1"))
+    assert killed.returncode == 0, killed.stderr
+    assert "restart 1 of 1, on 2 ranks" in killed.stderr
+    # 29 steps an epoch; the last checkpoint before the 45th step was that of the 40th.
+    assert re.search("goes on from the checkpoint of step 40 .*: at epoch 2, batch 11", killed.stderr)
+    assert re.search(r"accuracy in 3 epochs 0\.\d+, weights .*", killed.stdout).group() in undisturbed.stdout
+
+
 @pytest.mark.skipif(not MNIST.exists(), reason="no MNIST file beside the checkout (shared/data/mnist.npz)")
 def test_keras_mnist_from_a_file():
     command = [sys.executable, "examples/keras_mnist.py", "--data", str(MNIST), "--epochs", "5"]
