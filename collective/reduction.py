@@ -41,7 +41,7 @@ class _Hush(threading.local):
     """``hush.run(ufunc, ...)`` calls it like ``quiet``, for a tenth of the price; not from within another such call."""
 
     def __init__(self) -> None:
-        with quiet:
+        with np.errstate(all="ignore"):  # of its own: one can be entered once only, and every thread comes here
             self.run = contextvars.copy_context().run
 
 
