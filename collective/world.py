@@ -6,24 +6,16 @@ import atexit
 import dataclasses
 import itertools
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from collective import crash, launched, log, settings, timeline
+from collective.backends import start
 from collective.backends.base import Backend
-from collective.backends.solo import SoloBackend
-from collective.errors import (
-    ArgumentError,
-    LaunchError,
-    MismatchError,
-    NotInitializedError,
-    SettingError,
-    TransportError,
-)
+from collective.errors import ArgumentError, MismatchError, NotInitializedError, TransportError
 from collective.monitor import link
 from collective.process_sets import ProcessSet, global_process_set, table_of
 from collective.topology import Topology
@@ -73,8 +65,8 @@ def init(
     log.configure(chosen.log_level, launched_as)
     link.connect(chosen.monitor, launched_as, launch.rank if launch else None)
     # What goes wrong on one rank in the midst of it would leave the others waiting there.
-    undo = crash.end_job_on_exception(launched_as, _abort_mpi)
-    backend = _start_backend(chosen, launch, os.environ, comm)
+    undo = crash.end_job_on_exception(launched_as, start.abort_mpi)
+    backend = start.start(chosen, launch, os.environ, comm)
     undo()
     _world = World(backend, lambda: None, chosen)
     global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None
@@ -419,52 +411,6 @@ def _joined(operation: str) -> World:
             operation=operation,
         )
     return _world
-
-
-def _start_backend(
-    chosen: settings.Settings, launch: launched.Launched | None, environment: Mapping[str, str], comm: Any
-) -> Backend:
-    name = chosen.backend
-    if not name:
-        name = "horovod" if launch and launch.launcher is launched.GLOO else "mpi" if launch or _mpi_is_up() else "solo"
-    if name == "solo":
-        if launch and launch.size > 1:
-            raise LaunchError(
-                "the solo backend is one process",
-                received=f"COLLECTIVE_BACKEND=solo, {launch.launcher.size}={launch.size}",
-                fix=f"Unset COLLECTIVE_BACKEND, or start one process without {launch.launcher.name}",
-                where=f"process {launch.rank} of {launch.size}",
-            )
-        return SoloBackend()
-    # Imported here because either needs a library that the other user may not have.
-    if name == "horovod":
-        if chosen.check_finite == "raise":
-            raise SettingError(
-                "only the mpi backend looks whether values are finite",
-                received="COLLECTIVE_CHECK_FINITE=raise with the horovod backend",
-                fix="Unset one of COLLECTIVE_CHECK_FINITE and COLLECTIVE_BACKEND",
-            )
-        from collective.backends.horovod import HorovodBackend
-
-        return HorovodBackend()
-    if chosen.elastic:
-        from collective.backends.elastic import ElasticBackend
-
-        return ElasticBackend.connect(chosen, environment, comm)
-    from collective.backends.mpi import MpiBackend
-
-    return MpiBackend.connect(chosen, environment, comm)
-
-
-def _mpi_is_up() -> bool:
-    """Tell whether MPI is started; before ``init`` by the user's own code, under a launcher that we may not know."""
-    module = sys.modules.get("mpi4py.MPI")
-    return module is not None and module.Is_initialized() and not module.Is_finalized()
-
-
-def _abort_mpi(status: int) -> None:
-    if _mpi_is_up():
-        sys.modules["mpi4py.MPI"].COMM_WORLD.Abort(status)
 
 
 def _shutdown_at_exit() -> None:
