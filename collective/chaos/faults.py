@@ -302,7 +302,9 @@ FAULTS = {
     "exit-0": death(_exit(0), "os._exit(0)"),
     "exit-7": death(_exit(7), "os._exit(7)"),
     "abort": death(_abort, "MPI_Abort by the program", main=True),
-    "oom": death(_memory_group, "killed by the kernel: out of memory", moments=IN_STEPS, needs="memory group"),
+    "oom": death(
+        _memory_group, "killed by the kernel: out of memory", moments=IN_STEPS, needs="memory group", main=True
+    ),
     "memory-error": death(_memory_limit, "MemoryError", moments=IN_STEPS, says=("MemoryError", VICTIM), main=True),
     "stop": wait(_signal(signal.SIGSTOP), "SIGSTOP for good", ANYTIME, blamed=True),
     "never-comes": wait(_never_come, "a rank that never comes", IN_STEPS, main=True, blamed=True),
