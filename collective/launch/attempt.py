@@ -100,9 +100,13 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
     if not status and ranks and not any(rank.left for rank in ranks if rank.rank == 0):
         # Launchers have been seen to end with 0 when a host was lost.
         return Ending(STATUS_OF_AN_INCOMPLETE_JOB, stopped, seconds, verdict.host_lost(ranks))
-    if given_up:
+    if given_up and given_up.rank:
         return Ending(status, stopped, seconds, verdict.of(given_up.rank, given_up.cause, ranks))
-    found = verdict.judge(ranks, status, attempt.ranks, activity.out_of_memory_kills() != kills)
+    # The status of a launcher that was ended from here says nothing.
+    told = None if given_up else status
+    found = verdict.judge(ranks, told, attempt.ranks, activity.out_of_memory_kills() != kills)
+    if given_up:
+        found["cause"] = f"{found['cause']}; {given_up}"
     return Ending(status, stopped, seconds, found)
 
 

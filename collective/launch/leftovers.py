@@ -17,7 +17,8 @@ from pathlib import Path
 MEMORY = Path("/dev/shm")  # noqa: S108  # only what is this user's own is touched
 # Open MPI's memory between the ranks of a host: some 17 MB for each rank that was killed together with its launcher.
 # And ours, by the names that mkstemp makes: empty, and only if a rank stopped or ended before all had opened it.
-THEIRS, OURS = "sm_segment.*", "collective-????????"
+# Theirs begin with the host's name: what another container's ranks have mapped can't be seen here.
+THEIRS, OURS = f"sm_segment.{os.uname().nodename}.*", "collective-????????"
 # A file of theirs this young may be one that a starting rank hasn't mapped yet; ours stay open until they are.
 YOUNGEST = 1.0
 

@@ -137,6 +137,8 @@ class Monitor:
     def _welcome(self, connection: socket.socket) -> None:
         """Make sure that a connection is a rank's."""
         connection.settimeout(SECONDS)
+        late = threading.Timer(SECONDS, connection.shutdown, (socket.SHUT_RDWR,))  # all of it, not each byte
+        late.start()
         try:
             channel = Channel(connection, self._key, is_supervisor=True)
             hello = channel.receive()
@@ -145,6 +147,8 @@ class Monitor:
         except (OSError, TransportError, ValueError):
             connection.close()
             return
+        finally:
+            late.cancel()
         rank = Rank(
             channel, hello["host"], hello["process"], hello["launched_as"], hello["number"], heard=time.monotonic()
         )

@@ -20,12 +20,12 @@ SIGNALLED = 128
 Verdict = dict[str, Any]
 
 
-def judge(ranks: Sequence[Rank], status: int, expected: int, out_of_memory: bool = False) -> Verdict:
+def judge(ranks: Sequence[Rank], status: int | None, expected: int, out_of_memory: bool = False) -> Verdict:
     """Find the rank that the job has failed for.
 
     Args:
         ranks: What the ranks have said.
-        status: The launcher's exit status.
+        status: The launcher's exit status; None: not its own.
         expected: Number of ranks that were started.
         out_of_memory: Whether the kernel has ended processes of this host for lack of memory meanwhile.
 
@@ -158,8 +158,10 @@ def _seen(rank: Rank) -> Verdict:
     return {**said, **own}
 
 
-def _ended(status: int) -> str:
+def _ended(status: int | None) -> str:
     """An exit status in words."""
+    if status is None:
+        return "ended without a word"
     if status > SIGNALLED:
         try:
             return f"ended by {signal.Signals(status - SIGNALLED).name}"

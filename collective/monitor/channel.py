@@ -99,6 +99,10 @@ class Channel:
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
+    def abandon(self) -> None:
+        """Close this process's own copy of the connection, which stays that of the process it was forked from."""
+        self._connection.close()
+
     def _read(self, length: int, may_end: bool = False) -> bytes:
         content = bytearray()
         while len(content) < length:

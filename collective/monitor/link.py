@@ -44,17 +44,18 @@ class Link:
         connection = socket.create_connection((address, port), SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._channel = Channel(connection, key, is_supervisor=False)
-        self.process = os.getpid()
         threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True).start()
 
     def tell(self, kind: str, **fields: Any) -> None:
-        """Send a message, unless the supervisor is gone or this is a forked child."""
-        if os.getpid() != self.process:
-            return
+        """Send a message, unless the supervisor is gone."""
         try:
             self._channel.send(kind, **fields)
         except OSError as error:
             logger.debug("the supervisor doesn't hear: %s", error)
+
+    def abandon(self) -> None:
+        """Forget the connection; in a forked process."""
+        self._channel.abandon()
 
     def _serve(self) -> None:
         try:
@@ -94,7 +95,7 @@ def connect(told: str, launched_as: str, number: int | None) -> None:
     global _link, _told
     os.environ.pop(VARIABLE, None)  # children have no business with the key
     told = _told = told or _told
-    if not told or (_link and _link.process == os.getpid()):
+    if not told or _link:
         return
     address, port, key = told.rsplit(":", 2)
     try:
@@ -103,6 +104,17 @@ def connect(told: str, launched_as: str, number: int | None) -> None:
         logger.warning("The supervisor of this job can't be reached, so nobody watches this rank: %s", error)
         return
     tell("hello", launched_as=launched_as, number=number, **activity.place())
+
+
+def _become_child() -> None:
+    """Let go of the connection in a forked process: it has to end together with the rank."""
+    global _link, _told
+    if _link:
+        _link.abandon()
+    _link, _told = None, ""
+
+
+os.register_at_fork(after_in_child=_become_child)
 
 
 def tell(kind: str, **fields: Any) -> None:

@@ -148,6 +148,19 @@ def test_a_job_that_is_told_to_stop_ends_also_when_a_rank_does_not_react(tmp_pat
     wait_for(lambda: not any(os.path.exists(f"/proc/{path.name}") for path in tmp_path.iterdir()), 5)
 
 
+def test_the_death_of_a_rank_is_seen_although_what_it_has_forked_lives_on(tmp_path):
+    code = PROLOGUE + (
+        "if r == 1 and os.fork() == 0: time.sleep(20); os._exit(0)\nif r == 1: os.kill(os.getpid(), 9)\nc.barrier()\n"
+    )
+    report = tmp_path / "report.json"
+    result = run_job(3, sys.executable, "-c", code, options=("--report", str(report)))
+    assert result.returncode != 0
+    (told,) = json.loads(report.read_text())["attempts"]
+    # Open MPI's launcher waits for the child, which has the rank's output.
+    assert told["rank"] == 1
+    assert told["cause"].startswith("ended")
+
+
 def test_ranks_end_with_the_supervisor_that_somebody_has_killed(tmp_path):
     code = PROLOGUE + f"open(r'{tmp_path}/' + str(os.getpid()), 'w').close()\ntime.sleep(100)"
     command = [sys.executable, "-m", "collective", "run", "-np", "2", "--", sys.executable, "-c", code]

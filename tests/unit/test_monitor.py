@@ -122,6 +122,18 @@ def test_strangers_are_not_listened_to(monitor):
     assert not monitor.ranks
 
 
+def test_a_stranger_is_not_listened_to_for_long_however_often_it_says_a_little(monitor, monkeypatch):
+    monkeypatch.setattr("collective.launch.monitor.SECONDS", 0.5)
+    address, port, _ = next(iter(monitor.variables.values())).rsplit(":", 2)
+    with socket.create_connection((address, int(port)), 5) as stranger:
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - began < 10:
+                stranger.sendall(b"x")
+                time.sleep(0.2)
+        assert time.monotonic() - began < 5
+
+
 def test_the_rank_that_ended_first_without_a_word_is_to_blame(monitor):
     channels = [joined(monitor, number, operation=f"operation {number}") for number in range(3)]
     until(lambda: len(monitor.ranks) == 3 and all(rank.said for rank in monitor.ranks))
