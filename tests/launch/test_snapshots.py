@@ -235,7 +235,8 @@ def test_snapshots_of_a_supervisor_that_was_killed_are_removed_by_the_next():
 def test_segments_of_dead_ranks_are_removed_and_those_in_use_are_not(tmp_path, monkeypatch):
     monkeypatch.setattr(leftovers, "YOUNGEST", 0.0)
     began = time.time() - 5
-    paths = {kind: leftovers.MEMORY / f"sm_segment.{os.uname().nodename}.{os.getpid()}.{kind}" for kind in ("dead", "mapped", "old")}
+    name = f"sm_segment.{os.uname().nodename}.{os.getpid()}"
+    paths = {kind: leftovers.MEMORY / f"{name}.{kind}" for kind in ("dead", "mapped", "old")}
     try:
         for path in paths.values():
             path.write_bytes(b"x" * 5000)
