@@ -13,6 +13,7 @@ from collective.errors import ArgumentError
 from collective.keras.bridge import broadcast_variables, is_variable, key
 from collective.keras.checkpoint import CheckpointCallback as CheckpointCallback
 from collective.keras.consistency import ConsistencyCallback as ConsistencyCallback
+from collective.monitor import activity
 from collective.reduce_ops import Sum
 
 Logs = dict[str, Any]
@@ -57,7 +58,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             self._broadcast()
 
     def on_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """Broadcast after the first step a model that was not built before."""
+        """Broadcast after the first step a model that was not built before; count the step for reports."""
+        activity.count_step()
         if not self.broadcast_done:
             self._broadcast()
 

@@ -33,8 +33,9 @@ class Wait(NamedTuple):
 waits: dict[int, Wait] = {}
 # Tells the operation that was begun last; set by who carries operations out.
 last_operation: Callable[[], object] = str
-# The training step that the program has told (``collective.report_step``).
+# The training step that this rank is at, as the program tells it or the front ends count.
 step: int | None = None
+_is_told = False
 
 
 def report_step(number: int) -> None:
@@ -43,8 +44,15 @@ def report_step(number: int) -> None:
     Args:
         number: The step, from 0.
     """
+    global step, _is_told
+    step, _is_told = int(number), True
+
+
+def count_step() -> None:
+    """Note that a step is done, where the program doesn't tell its steps itself; for front ends."""
     global step
-    step = int(number)
+    if not _is_told:
+        step = 1 if step is None else step + 1
 
 
 def now() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from collective import world
 from collective.errors import ArgumentError
+from collective.monitor import activity
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Adasum, Average, ReduceOp, Sum
 from collective.torch.compression import Compression, Compressor, pack
@@ -76,6 +77,7 @@ class Averaging:
         With ``COLLECTIVE_CHECK_FINITE=skip`` nothing is applied on any rank if an average is not finite, and a rank is
         named in a warning. What calls ``closure`` several times (LBFGS) keeps what it has done until then.
         """
+        activity.count_step()
         if self._skips:
             self._synchronized = False
             return super().step(closure) if self._gradients.are_finite else None  # type: ignore[misc]

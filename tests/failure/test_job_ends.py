@@ -84,7 +84,7 @@ def test_a_job_that_goes_well_ends_well_and_says_nothing(tmp_path):
     assert result.stderr == ""
 
 
-def test_an_exception_in_model_fit_ends_the_job():
+def test_an_exception_in_model_fit_ends_the_job(tmp_path):
     pytest.importorskip("keras", reason="Keras is not installed")
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     code = (
@@ -94,9 +94,13 @@ def test_an_exception_in_model_fit_ends_the_job():
         "        if hvd.rank() == 1 and batch == 3: raise RuntimeError('disk full')\n"
         "m = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])\n"
         "m.compile(hvd.DistributedOptimizer(keras.optimizers.SGD()), 'mse')\n"
-        "m.fit(np.ones((800, 3)), np.ones(800), batch_size=2, verbose=0, callbacks=[Stop()])\n"
+        "start = hvd.callbacks.BroadcastGlobalVariablesCallback(0)\n"
+        "m.fit(np.ones((800, 3)), np.ones(800), batch_size=2, verbose=0, callbacks=[start, Stop()])\n"
     )
-    result = run_job(2, sys.executable, "-c", code)
+    report = tmp_path / "report.json"
+    result = run_job(2, sys.executable, "-c", code, options=("--report", str(report)))
+    (told,) = json.loads(report.read_text())["attempts"]
+    assert (told["rank"], told["step"]) == (1, 4)
     assert result.returncode != 0
     assert "rank 1 of 2" in result.stderr
     assert "uncaught RuntimeError: disk full" in result.stderr
