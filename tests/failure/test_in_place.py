@@ -82,13 +82,12 @@ def test_a_death_in_the_midst_of_going_on_ends_the_job(tmp_path):
     assert ranks == []
 
 
-def test_a_rank_that_does_not_come_to_go_on_ends_the_job_after_the_time_allowed(tmp_path):
-    """It comes when the other has given up, and finds nobody that it could start ranks with."""
+def test_who_waits_in_vain_for_a_rank_to_go_on_ends_itself_after_the_time_allowed(tmp_path):
+    """The late one comes when the other has given up, and starts two; or the job ends, if that takes too long."""
     late = {"COLLECTIVE_RECOVERY_SECONDS": "2", "COLLECTIVE_MIN_RANKS": "3"}
     result, ranks = job(tmp_path, "before@1@4", "late@2@4", timeout=60, **late)
-    assert result.returncode != 0
-    assert ranks == []
     assert "to meet the ranks that are left has taken more than 2 s" in result.stderr
+    assert [each["weights"] for each in ranks] == ([] if result.returncode else [reference([3] * STEPS)] * 3)
 
 
 def test_an_exception_on_one_rank_leaves_the_others_going(tmp_path):
