@@ -233,6 +233,7 @@ def test_a_function_runs_on_several_hosts(four_hosts):
         options=(f"--hosts={hosts}", f"--launch-agent={four_hosts.agent}", "--env=OMPI_MCA_mpi_yield_when_idle=1"),
         hosts=hosts,
         hostfile=None,
+        discovered=False,
         start_seconds=60,
         output=None,
         python=sys.executable,
