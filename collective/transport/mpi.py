@@ -226,8 +226,9 @@ def connect(
     if not MPI.Is_initialized():
         _check_vendor(launch)
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        if ends:
-            atexit.register(_finalize, os.getpid())
+    if ends and not finalizes():
+        atexit.unregister(_finalize)
+        atexit.register(_finalize, os.getpid())
     _check_thread_level(launch)
     world = MPI.COMM_WORLD
     if launch and launch.size != world.size:
