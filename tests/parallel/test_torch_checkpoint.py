@@ -11,7 +11,7 @@ import collective.torch as hvd
 from collective.errors import ArgumentError, CheckpointError
 
 torch.set_num_threads(1)
-X = torch.from_numpy(np.random.default_rng(0).normal(size=(46, 5)).astype(np.float32))
+X = torch.from_numpy(np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ class Training:
         optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         self.optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=self.model.named_parameters())
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2, 0.5)
-        self.sampler = hvd.ElasticSampler(range(len(X)), seed=5)
+        self.sampler = hvd.ElasticSampler(range(23 * hvd.size()), seed=5)  # six batches on every rank
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "sampler": self.sampler}
         self.checkpoint = hvd.Checkpoint(folder, **parts)
         hvd.broadcast_parameters(self.model.state_dict())
