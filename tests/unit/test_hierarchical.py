@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collective.algorithms import hierarchical, ring, shared_memory
-from collective.errors import TransportError
+from collective.errors import SharedMemoryError
 from collective.reduce_ops import Average, Max, Min, Product, Sum
 from collective.reduction import reduction_for
 from collective.transport import hosts as placing
@@ -129,7 +129,7 @@ def test_all_go_by_messages_when_one_host_cannot_share(hosts, monkeypatch, caplo
 
     def fails_on_a(transport, *arguments):
         if hosts[transport.members[0]] == "a":
-            raise TransportError("the ranks of one host share memory", received="No space left on device")
+            raise SharedMemoryError("the ranks of one host share memory", received="No space left on device")
         return create(transport, *arguments)
 
     monkeypatch.setattr(segment, "create", fails_on_a)
