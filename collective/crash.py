@@ -33,9 +33,11 @@ def end_job_on_exception(where: str, abort: Callable[[int], None]) -> Callable[[
     previous: Hook = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        previous(kind, error, trace)
-        report(where, f"uncaught {kind.__name__}: {error}", error)
-        abort(1)
+        try:
+            previous(kind, error, trace)
+            report(where, f"uncaught {kind.__name__}: {error}", error)
+        finally:  # whatever can't be told, the others must not wait
+            abort(1)
 
     def undo() -> None:
         if sys.excepthook is hook:

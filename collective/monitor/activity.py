@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Of an operation's description: a step's gradients may be thousands, and this is told every second.
+LONGEST_TEXT = 2000
 # The library's own threads end with this; their stacks tell a user nothing.
 OWN_THREADS = "collective-"
 
@@ -60,7 +62,7 @@ def now() -> dict[str, Any]:
     longest = min(list(waits.values()), key=lambda wait: wait.since, default=None)
     return {
         "step": step,
-        "operation": str(longest.operation if longest else last_operation()),
+        "operation": str(longest.operation if longest else last_operation())[:LONGEST_TEXT],
         "waited_seconds": round(time.perf_counter() - longest.since, 3) if longest else 0,
         "waits_for": longest.whom() if longest else "",
         **memory(),

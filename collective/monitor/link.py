@@ -24,6 +24,8 @@ THREAD_NAME = "collective-monitor"
 STATUS_SECONDS = 1.0
 # How long a connection or a message may take.
 SECONDS = 10.0
+# Of what is told of a failure: a message that is too long would be none.
+LONGEST_CAUSE = 20_000
 
 # Called with a message of this kind, in the link's thread, when the supervisor sends one.
 handlers: dict[str, Callable[[Message], None]] = {}
@@ -132,6 +134,6 @@ def tell_failure(cause: str, error: BaseException | None = None, trace: str = ""
         trace: Its traceback.
     """
     fields = activity.now()
-    operation = getattr(error, "operation", "") or fields.pop("operation")
-    kind = type(error).__name__ if error else ""
-    tell("failure", **{**fields, "cause": cause, "error": kind, "operation": operation, "traceback": trace[-20_000:]})
+    operation = (getattr(error, "operation", "") or fields["operation"])[: activity.LONGEST_TEXT]
+    told = {"error": type(error).__name__ if error else "", "cause": cause[:LONGEST_CAUSE], "operation": operation}
+    tell("failure", **{**fields, **told, "traceback": trace[-LONGEST_CAUSE:]})
