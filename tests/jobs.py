@@ -15,8 +15,12 @@ def run_job(
     ranks: int, *command: str, timeout: float = 120, options: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command`` on ``ranks`` ranks by ``collective run`` and wait; past ``timeout`` seconds the test fails."""
-    launcher = [sys.executable, "-m", "collective", "run", "-np", str(ranks), *options, "--"]
-    return run([*launcher, *command], timeout, **environment)
+    return run([*launcher(ranks, *options), *command], timeout, **environment)
+
+
+def launcher(ranks: int, *options: str) -> list[str]:
+    """The words before a command that is to run on ``ranks`` ranks."""
+    return [sys.executable, "-m", "collective", "run", "-np", str(ranks), *options, "--"]
 
 
 def run(command: list[str], timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:

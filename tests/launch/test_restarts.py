@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from jobs import ROOT, run, run_job
+from jobs import ROOT, launcher, run, run_job
 
 TRAIN = """
 import os, signal, sys, time, numpy as np, collective as c
@@ -81,20 +81,7 @@ def test_a_job_that_asks_for_other_hosts_without_there_being_any_has_failed():
 
 def test_a_job_that_is_told_to_stop_is_not_started_again(tmp_path):
     code = "import collective as c, time; c.init(); print('up', flush=True); time.sleep(60)"
-    command = [
-        sys.executable,
-        "-m",
-        "collective",
-        "run",
-        "-np",
-        "2",
-        "--restarts",
-        "5",
-        "--",
-        sys.executable,
-        "-c",
-        code,
-    ]
+    command = [*launcher(2, "--restarts", "5"), sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
         assert job.stdout.readline() == "up\n"
         began = time.monotonic()

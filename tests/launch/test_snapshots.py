@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, run
+from jobs import ROOT, launcher, run
 
 from collective.launch import leftovers
 from collective.launch.memory import Memory
@@ -193,20 +193,7 @@ def test_a_job_that_is_told_to_stop_leaves_no_snapshots():
         "Snapshots().save(1, {'a': np.ones(9)}); print(os.environ['COLLECTIVE_SNAPSHOT_FOLDER'], flush=True);"
         "time.sleep(60)"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "collective",
-        "run",
-        "-np",
-        "1",
-        "--restarts",
-        "5",
-        "--",
-        sys.executable,
-        "-c",
-        code,
-    ]
+    command = [*launcher(1, "--restarts", "5"), sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as job:
         folder = Path(job.stdout.readline().strip())
         assert list(folder.rglob("arrays.bin"))
