@@ -97,7 +97,7 @@ class Archive:
         scratch = scratch or Path(tempfile.mkdtemp(prefix=f".step-{step}.", dir=self.folder))
         try:
             self._write_parts(scratch, contents)
-            target = self.folder / f"step-{step:012d}"
+            target = self._place(step)
             if target.exists():
                 shutil.rmtree(target)
             scratch.rename(target)
@@ -106,32 +106,43 @@ class Archive:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         for old in self._steps()[self._keep :]:
-            shutil.rmtree(self.folder / f"step-{old:012d}")
+            shutil.rmtree(self._place(old))
 
-    def newest(self) -> Content | None:
-        """Read the newest that is complete; None: there is none. What is damaged is named in a warning, and left.
+    def newest(self, warns: bool = True) -> Content | None:
+        """Read the newest that is complete; None: there is none. What is damaged is left.
+
+        Args:
+            warns: Whether to name in a warning what is damaged.
 
         Raises:
             OSError: when the folder can't be read.
         """
         for step in self._steps():
-            path = self.folder / f"step-{step:012d}"
+            path = self._place(step)
             try:
                 return self._read(path, step)
             except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-                logger.warning("%s is damaged and not used: %s", path, error)
+                if warns:
+                    logger.warning("%s is damaged and not used: %s", path, error)
         return None
+
+    def mark(self, step: int) -> str:
+        """What tells the content of a step from others that were written under the same number elsewhere."""
+        return (self._place(step) / COMPLETE).read_text()
 
     def _spare(self, step: int) -> Path | None:
         """A folder whose memory can be used again: what a process that died has left, or the oldest content."""
         left = next(self.folder.glob(".step-*"), None)
         others = [other for other in self._steps() if other != step]
         if left is None and len(others) >= self._keep:
-            oldest = self.folder / f"step-{others[-1]:012d}"
+            oldest = self._place(others[-1])
             left = oldest.rename(self.folder / f".{oldest.name}")
         if left:
             (left / COMPLETE).unlink(missing_ok=True)
         return left
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step-{step:012d}"
 
     def _steps(self) -> list[int]:
         """The numbers of all that have an end, the newest first."""
@@ -162,30 +173,31 @@ class Archive:
     def _read(self, folder: Path, step: int) -> Content:
         """Read one whose sizes and checksums are right; raises ValueError where they aren't."""
         complete = json.loads((folder / COMPLETE).read_text())
-        for name in (ARRAYS, INDEX):
-            size, digest = complete[name]
-            if (folder / name).stat().st_size != size or self._digest(folder / name) != digest:
-                raise ValueError(f"{name} is not what was written")
+        for name in (ARRAYS, INDEX):  # before room is made for them
+            if (folder / name).stat().st_size != complete[name][0]:
+                raise ValueError(f"{name} has not the size that was written")
         if complete[INDEX][0] > LONGEST_INDEX:
             raise ValueError(f"{INDEX} has more than {LONGEST_INDEX} bytes")
-        version, number, values, kinds = json.loads((folder / INDEX).read_text())
+        index = np.empty(complete[INDEX][0], np.uint8)
+        self._read_file(folder / INDEX, [index], complete[INDEX][1])
+        version, number, values, kinds = json.loads(index.tobytes())
         if (version, number) != (FORMAT, step):
             raise ValueError(f"{INDEX} is of format {version}, step {number}")
-        if sum(map(_bytes_of, kinds.values())) != complete[ARRAYS][0]:  # before room is made for them
+        if sum(map(_bytes_of, kinds.values())) != complete[ARRAYS][0]:
             raise ValueError(f"{INDEX} tells of other arrays than {ARRAYS} holds")
-        arrays = {}
-        with open(folder / ARRAYS, "rb") as file:
-            for name, (kind, shape) in kinds.items():
-                array = np.fromfile(file, dtypes.by_name(kind), math.prod(shape))
-                arrays[name] = array.reshape(shape)
+        arrays = {name: np.empty(shape, dtypes.by_name(kind)) for name, (kind, shape) in kinds.items()}
+        self._read_file(folder / ARRAYS, [dtypes.byte_view(array) for array in arrays.values()], complete[ARRAYS][1])
         return Content(step, arrays, codec.decode(values.encode()))
 
-    def _digest(self, path: Path) -> str:
+    def _read_file(self, path: Path, parts: list[np.ndarray], digest: str) -> None:
+        """Read a file into flat bytes, in one pass; raises ValueError where its checksum is another."""
         checksum = self._checksum()
         with open(path, "rb") as file:
-            while chunk := file.read(CHUNK):
-                checksum.update(chunk)
-        return checksum.hexdigest()
+            for piece in _pieces(parts):
+                file.readinto(piece)
+                checksum.update(piece)
+        if checksum.hexdigest() != digest:
+            raise ValueError(f"{path.name} is not what was written")
 
     def _sync(self, folder: Path) -> None:
         """Bring the names in a folder to the disk."""

@@ -24,6 +24,8 @@ from collective.errors import ArgumentError, CheckpointError
 
 # While one is written the one before has to be there.
 FEWEST = 2
+# What a host without a snapshot has as the newest: a step before all others.
+NOTHING = (-1, "")
 
 
 class Snapshot(NamedTuple):
@@ -82,31 +84,33 @@ class Snapshots:
     def newest(self) -> Snapshot | None:
         """The newest snapshot that is complete on any host; called by all ranks. None: there is none.
 
-        Hosts that lack it have it afterwards.
+        Every rank reads that of its own host. Where hosts have others, all get the newest, and keep it.
 
         Raises:
-            CheckpointError: on all ranks, when a host can't read its memory, or has no room.
+            CheckpointError: on all ranks, when one can't read its host's memory, or a host has no room.
 
         Cost per rank:
-            Four all-gathers of some bytes, and a broadcast of the arrays.
+            Four all-gathers of some bytes, and a copy of the arrays with a checksum; where hosts have others, a
+            broadcast of the arrays in addition.
         """
         if not self._folder:
             return None
         found: Content | None = None
+        mark = NOTHING
 
         def read() -> None:
-            nonlocal found
+            nonlocal found, mark
             _check_private(Path(self._folder))
-            found = self._archive.newest()
+            found = self._archive.newest(warns=world.local_rank() == 0)
+            mark = (found.step, self._archive.mark(found.step)) if found else NOTHING
 
-        self._on_each_host(read, "newest")
-        steps = objects.allgather_object(found.step if found else -1, name="snapshot.steps")
-        content = broadcast_content(found, steps.index(max(steps)), "snapshot")
-        if content is None:
-            return None
-        lacking = found is None or found.step < content.step
-        self._on_each_host(lambda: self._write(*content) if lacking else None, "spread")
-        return Snapshot(content.step, content.arrays, *content.values)
+        self._on_all(read, "newest")
+        marks = objects.allgather_object(mark, name="snapshot.marks")
+        newest = max(marks)
+        is_everywhere = min(marks) == newest
+        content = found if is_everywhere else broadcast_content(found, marks.index(newest), "snapshot")
+        self._on_each_host(lambda: self._write(*content) if content and mark != newest else None, "spread")
+        return Snapshot(content.step, content.arrays, *content.values) if content else None
 
     def _write(self, step: int, arrays: Mapping[str, np.ndarray], content: Any) -> None:
         _check_private(Path(self._folder))
@@ -114,12 +118,15 @@ class Snapshots:
 
     def _on_each_host(self, action: Callable[[], None], operation: str) -> None:
         """Do something on one rank of each host, and raise on all ranks what went wrong on any."""
+        self._on_all(action if world.local_rank() == 0 else lambda: None, operation)
+
+    def _on_all(self, action: Callable[[], None], operation: str) -> None:
+        """Do something, and raise on all ranks what went wrong on any."""
         failure: str | None = None
-        if world.local_rank() == 0:
-            try:
-                action()
-            except (OSError, ArgumentError, MemoryError) as error:
-                failure = f"{error} on host {socket.gethostname()}"
+        try:
+            action()
+        except (OSError, ArgumentError, MemoryError) as error:
+            failure = f"{error} on host {socket.gethostname()}"
         failures = objects.allgather_object(failure, name=f"snapshot.{operation}")
         failed = [rank for rank, text in enumerate(failures) if text is not None]
         if failed:
