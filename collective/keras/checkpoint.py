@@ -123,12 +123,15 @@ class CheckpointCallback(keras.callbacks.Callback):
         self._epoch, self._done = epoch, 0
         if self._found:
             self._restore_callbacks()
-            if self._skipped:
-                self._skip_training()
-            else:
+            if not self._skipped:
                 self._found = None
         if self._position:
             self._position.seek(epoch, self._skipped)
+
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Leave out a batch that was done before."""
+        if self._found:
+            self._skip_training()
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         """Save if it is time; after the last batch that was done before, begin to train."""
@@ -191,12 +194,12 @@ class CheckpointCallback(keras.callbacks.Callback):
         return 0 if plan.order == "contiguous" else batch * int(values["samples"]) // samples
 
     def _skip_training(self) -> None:
-        """Let Keras count the batches that are done without training on them."""
-        model, train = self.model, self.model.train_function
+        """Let Keras count the next batch without training on it."""
+        model, train, history = self.model, self.model.train_function, self.model.history
 
         def skip(iterator: Any) -> Any:
-            if self._found is None:
-                model.train_function = train
+            model.train_function = train  # at once: nobody is told when fit ends by an exception
+            if model.history is not history:  # it has, between the beginning of a batch and this; it is another fit
                 return train(iterator)
             build_metrics(model, iterator)
             return dict(model.get_metrics_result())

@@ -109,6 +109,27 @@ def test_training_goes_on_at_the_next_batch_with_the_same_bits(folder, make):
         assert begun_again == [place for place in begun if place[0] >= epoch]
 
 
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize("moment", ["begin", "end"])
+def test_an_error_while_batches_are_skipped_leaves_a_model_that_trains(folder, moment, where):
+    with pytest.raises(InterruptedError):
+        fit(new_model(1), folder, interrupt=Interrupt(0, 5))
+
+    def interrupt(batch, logs):
+        if batch == 1:
+            raise InterruptedError
+
+    model, position, plateau = new_model(1), Position(), keras.callbacks.ReduceLROnPlateau("loss")
+    failing = keras.callbacks.LambdaCallback(**{f"on_train_batch_{moment}": interrupt})
+    callbacks = [failing, Checkpoint(folder, 2, position=position, callbacks=[plateau])]
+    order = callbacks if where == "before" else callbacks[::-1]
+    with pytest.raises(InterruptedError):
+        model.fit(of_arrays(position), verbose=0, shuffle=False, callbacks=order)
+    steps = int(model.optimizer.iterations)
+    model.fit(X, Y, batch_size=10, verbose=0)
+    assert int(model.optimizer.iterations) == steps + 6
+
+
 @pytest.mark.parametrize("kind", ["passes", "loss scale"])
 def test_all_that_an_optimizer_holds_goes_on(folder, kind):
     def make(seed):
