@@ -74,7 +74,16 @@ class RankError(CollectiveError):
 
 
 class TransportError(CollectiveError):
-    """A message did not arrive as announced, or not in time."""
+    """A message did not arrive as announced, or not in time.
+
+    Args:
+        rule: See ``CollectiveError``, as for what isn't told here.
+        whom: The ranks that were waited for in vain, such as ``rank 3``; empty: not known.
+    """
+
+    def __init__(self, rule: str = "", *, whom: str = "", **told: str) -> None:
+        self.whom = whom
+        super().__init__(rule, **told)
 
 
 class SharedMemoryError(TransportError):

@@ -33,6 +33,7 @@ class ElasticBackend(MpiBackend):
     ) -> None:
         super().__init__(transport, settings, patience, members)
         self.is_newcomer = is_newcomer
+        self._late = ""  # the ranks that an operation has failed for
 
     @classmethod
     def connect(cls, settings: Settings, environment: Mapping[str, str], comm: Any = None) -> MpiBackend:
@@ -71,6 +72,7 @@ class ElasticBackend(MpiBackend):
 
     def _explain(self, error: BaseException) -> BaseException:
         """See ``MpiBackend``."""
+        self._late = getattr(error, "whom", "")
         return recovery.explain(self.transport, error, str(self._patience.operation), self.topology.where)
 
     def give_up(self) -> None:
@@ -83,7 +85,7 @@ class ElasticBackend(MpiBackend):
     def recover(self, ranks: int | None) -> ElasticBackend:
         """See ``Backend``."""
         settings, where = self._settings, self.topology.where
-        with recovery.stage("to meet the ranks that are left", settings.recovery_seconds, where):
+        with recovery.stage("to meet the ranks that are left", settings.recovery_seconds, where, self._late):
             left = recovery.survivors(self.transport.communicator)
         wanted = ranks or self.topology.size
         if left.size < wanted and (ranks or left.size < (settings.min_ranks or wanted)):

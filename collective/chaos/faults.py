@@ -28,6 +28,7 @@ from collective import world
 from collective.chaos.scene import Scene
 from collective.chaos.trigger import ALLREDUCE, BEFORE_INIT, BETWEEN_STEPS, CHECKPOINT, NEGOTIATION
 from collective.errors import ArgumentError
+from collective.monitor import link
 from collective.reduce_ops import Average
 
 # How long what passes takes, and how long ranks may wait for what doesn't, in seconds.
@@ -241,6 +242,11 @@ def _low_thread_level(_: Scene) -> None:
     importlib.import_module("mpi4py.MPI")
 
 
+def _forget_the_supervisor(_: Scene) -> None:
+    """What a firewall does that forgets a connection: both its ends hear that it has ended."""
+    link.interrupt()
+
+
 # Hosts
 
 
@@ -321,6 +327,7 @@ FAULTS = {
     "fewer-batches": Fault(_fewer_batches, "a rank with fewer batches", (BETWEEN_STEPS,), says=(VICTIM, "shutdown")),
     "nan": mismatch(_nan, "a gradient that is NaN", says=("'gradient'", "not finite", VICTIM), settings=FINITE),
     "drift": Fault(_drift, "a replica that drifts", (BETWEEN_STEPS,), says=("'weights'", "rank 0", "unlike")),
+    "unwatched": passes(_forget_the_supervisor, "the connection to the supervisor broken", IN_STEPS),
     "fork": passes(_fork, "a forked child that ends", (BETWEEN_STEPS,), main=True),
     "disk-full": Fault(
         _fill_the_disk,

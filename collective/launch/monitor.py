@@ -18,7 +18,7 @@ from typing import Any
 
 from collective.errors import TransportError
 from collective.monitor.channel import Channel, Message, new_key
-from collective.monitor.link import VARIABLE
+from collective.monitor.link import VARIABLE, WELCOME
 
 # How long a connection may take to prove that it has the key, and a message to arrive once it has begun.
 SECONDS = 5.0
@@ -30,6 +30,7 @@ class Rank:
     """What is known of a process of the job.
 
     Attributes:
+        name: Its own, by which it is known again when it connects anew.
         channel: The connection to it.
         host: Its host's name.
         process: Its process number there.
@@ -42,12 +43,13 @@ class Rank:
         came: When it said hello.
         joined: When it took that place, in an elastic job for the last time.
         left: Whether it has said that it leaves the job.
-        ended: When its connection ended; None: it hasn't.
+        ended: When its connection ended; None: it hasn't, or was made anew since.
         failure: What it said before it failed.
         failed: When.
         stacks: Where its threads are, if that was asked.
     """
 
+    name: str
     channel: Channel
     host: str
     process: int
@@ -132,7 +134,7 @@ class Monitor:
                     connection, _ = self._listener.accept()
                     self._pool.submit(self._welcome, connection)
                 else:
-                    self._hear(key.data)
+                    self._hear(*key.data)
 
     def _welcome(self, connection: socket.socket) -> None:
         """Make sure that a connection is a rank's."""
@@ -149,27 +151,39 @@ class Monitor:
             return
         finally:
             late.cancel()
-        rank = Rank(
-            channel, hello["host"], hello["process"], hello["launched_as"], hello["number"], heard=time.monotonic()
-        )
         with self._lock:
-            self.ranks.append(rank)
-            self._selector.register(channel, selectors.EVENT_READ, rank)
+            rank = self._known(channel, hello)
+            rank.heard, rank.ended = time.monotonic(), None
+            self._selector.register(channel, selectors.EVENT_READ, (channel, rank))
+        with contextlib.suppress(OSError):
+            channel.send(WELCOME)
 
-    def _hear(self, rank: Rank) -> None:
-        rank.heard = time.monotonic()
+    def _known(self, channel: Channel, hello: Message) -> Rank:
+        """The rank that says hello: a new one, or one whose connection broke."""
+        for rank in self.ranks:
+            if rank.name == hello["name"]:
+                rank.channel.end()  # which the thread that listens to it will notice
+                rank.channel = channel
+                return rank
+        told = {field: hello[field] for field in ("name", "host", "process", "launched_as", "number")}
+        rank = Rank(channel=channel, **told)
+        self.ranks.append(rank)
+        return rank
+
+    def _hear(self, channel: Channel, rank: Rank) -> None:
         try:
-            message = rank.channel.receive()
+            message = channel.receive()
         except (OSError, TransportError, ValueError):
             message = None
         if message is None:
-            rank.ended = rank.heard
-            self._selector.unregister(rank.channel)
+            self._forget(channel, rank)
             return
+        rank.heard = time.monotonic()
         kind = message.pop("kind")
         if kind == "joined":
-            rank.rank, rank.size, rank.left = message["rank"], message["size"], False
-            rank.joined = rank.heard
+            rank.rank, rank.size = message["rank"], message["size"]
+            if not message.get("again"):
+                rank.joined, rank.left = rank.heard, False
         elif kind == "left":
             rank.left = True
         elif kind == "failure":
@@ -177,3 +191,11 @@ class Monitor:
         else:
             rank.stacks = message.pop("stacks", rank.stacks)
             rank.said = message
+
+    def _forget(self, channel: Channel, rank: Rank) -> None:
+        """Note that a connection has ended, and with it the rank, unless it has another by now."""
+        with self._lock:
+            self._selector.unregister(channel)
+            channel.close()
+            if channel is rank.channel:
+                rank.ended = time.monotonic()

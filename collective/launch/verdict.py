@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import tempfile
 import time
@@ -47,11 +48,24 @@ def judge(ranks: Sequence[Rank], status: int | None, expected: int, out_of_memor
     cause = first.failure["cause"] if first.failure else _ended(status)
     if not first.failure and out_of_memory:
         cause += ", for lack of memory (the kernel counts such a kill)"
-    late = _late(first, ranks)
+    late = awaited_in_vain(first, ranks)
     if late:
         cause = f"it was late or had stopped, and {first.label} has given up waiting for it: {cause}"
         first = late
     return of(first, cause, ranks)
+
+
+def awaited_in_vain(first: Rank, ranks: Sequence[Rank]) -> Rank | None:
+    """The rank that ``first`` waited for, if that is why it failed; be it by way of others that wait, too."""
+    if not _is(TransportError, first):
+        return None
+    alive = [rank for rank in ranks if not rank.left and (rank.ended is None or rank.ended > first.failed)]
+    chain = [first]
+    while awaited := [rank for rank in alive if rank not in chain and rank.rank in _awaited(chain[-1])]:
+        chain.append(min(awaited, key=lambda rank: (rank.failure is not None, rank.said.get("waited_seconds", 0) > 0)))
+    if not chain[-1].failure:
+        return chain[-1]
+    return next((rank for rank in alive if not rank.failure and not rank.said.get("waited_seconds")), None)
 
 
 def absent(ranks: Sequence[Rank], expected: int) -> str:
@@ -121,19 +135,9 @@ def write(content: Verdict, file: str) -> Path | None:
         return None
 
 
-def _late(first: Rank, ranks: Sequence[Rank]) -> Rank | None:
-    """The rank that ``first`` waited for in vain, if that is why it failed: one that neither waited nor failed."""
-    if not _is(TransportError, first):
-        return None
-    silent = (
-        rank
-        for rank in ranks
-        if not rank.failure
-        and not rank.left
-        and not rank.said.get("waited_seconds")
-        and (rank.ended is None or rank.ended > first.failed)
-    )
-    return next(silent, None)
+def _awaited(rank: Rank) -> set[int]:
+    """The ranks that it said it waits for; empty: it doesn't wait, or doesn't know."""
+    return set(map(int, re.findall(r"\d+", _seen(rank)["waits_for"])))
 
 
 def _is(kind: type[Exception], rank: Rank) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from collective.launch.monitor import Monitor, Rank
-from collective.launch.verdict import absent
+from collective.launch.verdict import absent, awaited_in_vain
 from collective.monitor import activity
 from collective.settings import Settings
 
@@ -54,7 +54,7 @@ class Watch:
         self._stall = settings.stall_seconds or float("inf")
         self._timeout = settings.timeout_seconds or float("inf")
         self._lost = settings.lost_seconds or float("inf")
-        self._recovery = settings.recovery_seconds
+        self._recovery, self._elastic = settings.recovery_seconds, settings.elastic
         # An elastic job's launcher doesn't end it when a rank dies, be it before ``init``.
         self._start = min(self._timeout, self._recovery) if settings.elastic else self._timeout
         self._asked: dict[Rank, float] = {}  # when a late rank was asked for its stacks
@@ -65,7 +65,13 @@ class Watch:
         """To be called every second or so; returns why the job has to be ended, if it has to."""
         present = [rank for rank in self._monitor.ranks if rank.ended is None and not rank.left]
         self._look_for_late(present)
-        return self._alone() or self._missing(present) or self._silent(present) or self._unheard(present)
+        return (
+            self._alone()
+            or self._missing(present)
+            or self._silent(present)
+            or self._stranded(present)
+            or self._unheard(present)
+        )
 
     def kill_ranks_here(self) -> None:
         """End the ranks on this host, also those that are stopped; a connection that is open says that one lives."""
@@ -131,6 +137,14 @@ class Watch:
                 numbers = ", ".join(str(rank.rank) for rank in there)
                 cause = f"was not heard of for {silence:.0f} s, nor was any rank of its host: {numbers}"
                 return GivenUp(cause, there[0])
+        return None
+
+    def _stranded(self, present: Sequence[Rank]) -> GivenUp | None:
+        """Which rank is left by others that have given up waiting for it; launchers of elastic jobs don't mind."""
+        for gone in self._monitor.ranks if self._elastic else ():
+            late = awaited_in_vain(gone, self._monitor.ranks) if gone.ended and gone.failure else None
+            if late and late in present and late.joined < gone.failed:
+                return GivenUp(f"was late or had stopped, and {gone.label} has given up waiting for it", late)
         return None
 
     def _unheard(self, present: Sequence[Rank]) -> GivenUp | None:

@@ -93,10 +93,14 @@ class Channel:
         message: Message = json.loads(body)
         return message
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the connection; a thread that waits for a message gets None."""
         with contextlib.suppress(OSError):  # the other end was faster
             self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the connection, and let go of it."""
+        self.end()
         self._connection.close()
 
     def abandon(self) -> None:

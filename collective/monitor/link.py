@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +24,14 @@ VARIABLE = "COLLECTIVE_MONITOR"
 HOSTS_UPDATED = "hosts_updated"
 THREAD_NAME = "collective-monitor"
 STATUS_SECONDS = 1.0
-# How long a connection or a message may take.
+# How long a connection or a message may take, and to hear that what was sent has arrived.
 SECONDS = 10.0
+# A connection that breaks is made again: how long to wait between tries; how long nobody may listen there until the
+# supervisor counts as gone; how long what must not be lost waits for a new connection.
+AGAIN_SECONDS, GONE_SECONDS, LAST_WORDS_SECONDS = 0.5, 2.0, 3.0
+# What a new connection is told again; this rank is judged by it.
+FACTS = ("joined", "left", "failure")
+WELCOME = "welcome"
 # Of what is told of a failure: a message that is too long would be none.
 LONGEST_CAUSE = 20_000
 
@@ -34,44 +42,108 @@ _told = ""
 
 
 class Link:
-    """A connection to the supervisor.
+    """A connection to the supervisor, made again when the network breaks it.
 
     Args:
         address: Where it listens.
         port: Its port there.
         key: The job's.
+        hello: Who this rank is.
+
+    Raises:
+        OSError: when the supervisor can't be reached.
     """
 
-    def __init__(self, address: str, port: int, key: bytes) -> None:
-        connection = socket.create_connection((address, port), SECONDS)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._channel = Channel(connection, key, is_supervisor=False)
+    def __init__(self, address: str, port: int, key: bytes, **hello: Any) -> None:
+        self._where, self._key = (address, port), key
+        # By this the supervisor knows the rank again.
+        self._hello = {"name": secrets.token_hex(8), **hello}
+        self._facts: dict[str, Message] = {}
+        self._channel = self._greet()
         threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True).start()
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Send a message, unless the supervisor is gone."""
-        try:
-            self._channel.send(kind, **fields)
-        except OSError as error:
-            logger.debug("the supervisor doesn't hear: %s", error)
+        if kind in FACTS:
+            self._facts[kind] = fields
+        if kind == "joined":
+            self._facts.pop("left", None)
+        deadline = time.monotonic() + (LAST_WORDS_SECONDS if kind in FACTS else 0)
+        while True:
+            channel = self._channel
+            try:
+                return channel.send(kind, **fields)
+            except OSError as error:
+                logger.debug("the supervisor doesn't hear: %s", error)
+            while channel is self._channel:
+                if time.monotonic() >= deadline:
+                    return None
+                time.sleep(0.01)
+
+    def interrupt(self) -> None:
+        """End the connection, which is made again."""
+        self._channel.end()
 
     def abandon(self) -> None:
         """Forget the connection; in a forked process."""
         self._channel.abandon()
 
-    def _serve(self) -> None:
+    def _greet(self) -> Channel:
+        """Connect, and be known by the supervisor."""
+        connection = socket.create_connection(self._where, SECONDS)
         try:
-            while True:
-                ready, _, _ = select.select([self._channel], [], [], STATUS_SECONDS)
-                if not ready:
-                    self._channel.send("status", **activity.now())
-                    continue
-                message = self._channel.receive()
-                if message is None:
-                    return _end_orphan()
-                self._answer(message)
-        except (OSError, ValueError, TransportError) as error:  # the job goes on without
-            logger.debug("no supervisor any more: %s", error)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # else what a firewall swallows is sent for a quarter of an hour
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * SECONDS))
+            channel = Channel(connection, self._key, is_supervisor=False)
+            channel.send("hello", **self._hello)
+            answer = channel.receive()
+            if answer is None or answer["kind"] != WELCOME:
+                raise ConnectionAbortedError("who listens there doesn't know this job")
+        except BaseException:
+            connection.close()
+            raise
+        return channel
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                self._converse()
+            except Exception as error:
+                logger.debug("no connection to the supervisor: %r", error)
+            self._channel.close()
+            if not self._connect_again():
+                return _end_orphan()
+
+    def _converse(self) -> None:
+        """Tell how this rank is, and answer, until the connection ends."""
+        while True:
+            ready, _, _ = select.select([self._channel], [], [], STATUS_SECONDS)
+            if not ready:
+                self._channel.send("status", **activity.now())
+                continue
+            message = self._channel.receive()
+            if message is None:
+                return
+            self._answer(message)
+
+    def _connect_again(self) -> bool:
+        """Connect as soon as it can be done; False: there is no supervisor any more."""
+        refused: float | None = None
+        while refused is None or time.monotonic() - refused < GONE_SECONDS:
+            try:
+                channel = self._greet()
+                for kind in [kind for kind in FACTS if kind in self._facts]:
+                    channel.send(kind, again=True, **self._facts[kind])
+                self._channel = channel
+                return True
+            except ConnectionRefusedError:
+                refused = refused or time.monotonic()
+            except (OSError, ValueError, TransportError) as error:
+                refused = None
+                logger.debug("the supervisor can't be reached: %s", error)
+            time.sleep(AGAIN_SECONDS)
+        return False
 
     def _answer(self, message: Message) -> None:
         if message["kind"] == "stacks":
@@ -101,11 +173,10 @@ def connect(told: str, launched_as: str, number: int | None) -> None:
         return
     address, port, key = told.rsplit(":", 2)
     try:
-        _link = Link(address, int(port), bytes.fromhex(key))
-    except (OSError, ValueError) as error:
+        hello = {"launched_as": launched_as, "number": number, **activity.place()}
+        _link = Link(address, int(port), bytes.fromhex(key), **hello)
+    except (OSError, ValueError, TransportError) as error:
         logger.warning("The supervisor of this job can't be reached, so nobody watches this rank: %s", error)
-        return
-    tell("hello", launched_as=launched_as, number=number, **activity.place())
 
 
 def _become_child() -> None:
@@ -117,6 +188,12 @@ def _become_child() -> None:
 
 
 os.register_at_fork(after_in_child=_become_child)
+
+
+def interrupt() -> None:
+    """End the connection as a network may that forgets it; for trying what comes of it."""
+    if _link:
+        _link.interrupt()
 
 
 def tell(kind: str, **fields: Any) -> None:
@@ -135,5 +212,11 @@ def tell_failure(cause: str, error: BaseException | None = None, trace: str = ""
     """
     fields = activity.now()
     operation = (getattr(error, "operation", "") or fields["operation"])[: activity.LONGEST_TEXT]
-    told = {"error": type(error).__name__ if error else "", "cause": cause[:LONGEST_CAUSE], "operation": operation}
-    tell("failure", **{**fields, **told, "traceback": trace[-LONGEST_CAUSE:]})
+    told = {
+        "error": type(error).__name__ if error else "",
+        "cause": cause[:LONGEST_CAUSE],
+        "operation": operation,
+        "waits_for": getattr(error, "whom", "") or fields["waits_for"],
+        "traceback": trace[-LONGEST_CAUSE:],
+    }
+    tell("failure", **{**fields, **told})

@@ -86,4 +86,5 @@ class Patience:
                     f"every rank takes part within {self.timeout_seconds:g} s",
                     received=f"{self.operation} has waited {waited:.0f} s for {whom()}",
                     fix="Look why it is late or has stopped; COLLECTIVE_TIMEOUT_SECONDS allows more time",
+                    whom=whom(),
                 )

@@ -26,6 +26,7 @@ import numpy as np
 from collective import crash
 from collective.errors import RanksLostError, TransportError
 from collective.log import logger
+from collective.monitor import activity
 from collective.transport import mpi
 from collective.transport.mpi import MPI
 
@@ -62,6 +63,7 @@ def explain(transport: mpi.MpiTransport, error: BaseException, operation: str, w
         fix="Train in a function wrapped by collective.common.elastic.run, which goes on without them",
         operation=operation,
         where=where,
+        whom=getattr(error, "whom", ""),
     )
 
 
@@ -114,29 +116,40 @@ def joined() -> MPI.Intracomm:
 
 
 @contextlib.contextmanager
-def stage(what: str, seconds: float, where: str) -> Iterator[None]:
-    """End this process by a signal if ``what`` takes longer, or goes wrong."""
-    late = threading.Timer(seconds, end_process, (f"{what} has taken more than {seconds:g} s", where))
+def stage(what: str, seconds: float, where: str, whom: str = "") -> Iterator[None]:
+    """End this process by a signal if ``what`` takes longer, or goes wrong.
+
+    Args:
+        what: In words that begin with "to".
+        seconds: How long it may take.
+        where: This rank.
+        whom: The ranks that are known to be late; empty: none.
+    """
+    error = TransportError(f"{what} takes at most {seconds:g} s", where=where, whom=whom)
+    late = threading.Timer(seconds, end_process, (f"{what} has taken more than {seconds:g} s", where, error))
     late.daemon, late.name = True, "collective-deadline"
     late.start()
+    activity.waits[threading.get_ident()] = activity.Wait(what, time.perf_counter(), lambda: whom or "other ranks")
     try:
         yield
-    except BaseException as error:
-        end_process(f"{what} went wrong: {error}", where)
+    except BaseException as wrong:
+        end_process(f"{what} went wrong: {wrong}", where, wrong)
         raise
     finally:
+        activity.waits.pop(threading.get_ident(), None)
         late.cancel()
 
 
-def end_process(cause: str, where: str) -> None:
+def end_process(cause: str, where: str, error: BaseException | None = None) -> None:
     """End this process in a way that the others see: they would wait for one that exits, or that MPI aborts.
 
     Args:
         cause: Why, for the report; empty: it has been told.
         where: This rank.
+        error: The exception, if it is one.
     """
     if cause:
-        crash.report(where, cause)
+        crash.report(where, cause, error)
     sys.stdout.flush()
     sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGKILL)

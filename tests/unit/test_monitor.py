@@ -1,8 +1,12 @@
 """What ranks and their supervisor tell each other: signed, counted, of limited length; and what is made of it."""
 
+import contextlib
 import json
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -88,11 +92,13 @@ def joined(monitor, number, **status):
     channel = Channel(opened[-1], bytes.fromhex(key), is_supervisor=False)
     channel.send(
         "hello",
+        name=f"rank {number}",
         launched_as=f"process {number} of 3",
         number=number,
         host=activity.place()["host"],
         process=1000 + number,
     )
+    assert channel.receive() == {"kind": "welcome"}
     channel.send("joined", rank=number, size=3)
     channel.send("status", **{**activity.now(), **status})
     return channel
@@ -159,6 +165,99 @@ def test_a_rank_that_others_gave_up_on_is_to_blame_and_not_they(monitor):
     found = verdict.judge(monitor.ranks, 1, 3)
     assert found["rank"] == 2
     assert found["cause"].startswith("it was late or had stopped, and rank 0 on host")
+
+
+def test_of_ranks_that_wait_for_one_another_the_last_is_to_blame(monitor):
+    channels = [joined(monitor, 0, waited_seconds=9, waits_for="rank 2"), joined(monitor, 1)]
+    # It hung while it waited itself: what it said last says so for ever.
+    joined(monitor, 2, waited_seconds=9, waits_for="rank 0")
+    channels[1].send("failure", cause="in time", error="TransportError", operation="barrier", waits_for="rank 0")
+    until(lambda: len(monitor.ranks) == 3 and all(rank.said for rank in monitor.ranks))
+    until(lambda: any(rank.failure for rank in monitor.ranks))
+    found = verdict.judge(monitor.ranks, 1, 3)
+    assert found["rank"] == 2
+
+
+class Proxy:
+    """Passes on what two ends of a connection say, until it is cut, as by a firewall."""
+
+    def __init__(self, port):
+        self.port, self.ends, self.made = port, [], 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.port))
+                self.ends += near, far
+                self.made += 1
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self.pass_on, args=(source, target), daemon=True).start()
+
+    def pass_on(self, source, target):
+        with contextlib.suppress(OSError):
+            while part := source.recv(4096):
+                target.sendall(part)
+            target.shutdown(socket.SHUT_RDWR)
+
+    def cut(self):
+        while self.ends:
+            end = self.ends.pop()
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.cut()
+
+
+RANK = """
+import sys
+from collective.monitor import link
+link.connect(sys.argv[1], "process 1 of 2", 1)
+link.tell("joined", rank=1, size=2)
+sys.stdin.readline()
+link.tell("left")
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def rank_by_proxy(monitor):
+    """A process that has joined, and its connection's proxy."""
+    _, port, key = next(iter(monitor.variables.values())).rsplit(":", 2)
+    proxy = Proxy(int(port))
+    command = [sys.executable, "-c", RANK, f"{proxy.address}:{key}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        until(lambda: monitor.ranks and monitor.ranks[0].rank == 1)
+        yield process, proxy
+        process.kill()
+    proxy.close()
+
+
+def test_a_connection_that_breaks_is_made_again_and_what_counts_is_told_again(monitor, rank_by_proxy):
+    process, proxy = rank_by_proxy
+    rank = monitor.ranks[0]
+    proxy.cut()
+    process.stdin.write("\n")  # it leaves while there is no connection
+    process.stdin.flush()
+    until(lambda: rank.left and rank.ended is None)
+    proxy.cut()
+    until(lambda: proxy.made == 3 and rank.ended is None)
+    assert monitor.ranks == [rank]
+    assert (rank.rank, rank.left, process.poll()) == (1, True, None)
+
+
+def test_a_rank_whose_supervisor_is_gone_for_good_ends(rank_by_proxy):
+    process, proxy = rank_by_proxy
+    proxy.close()
+    assert process.wait(10) == -signal.SIGTERM
 
 
 def test_ranks_that_never_came_are_counted(monitor):
