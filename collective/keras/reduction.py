@@ -74,6 +74,7 @@ class Reduction:
             gradient_predivide_factor=self.gradient_predivide_factor if self.op is Average else 1.0,
             groups=bridge.places(self.groups, gradients, variables),
             process_set=self.process_set,
-            names=[bridge.name_of(variable) for variable in variables] if watches else None,
+            names=[bridge.name_of(variable) for variable in variables],
+            watches=watches,
             raises=False,
         )

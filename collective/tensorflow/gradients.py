@@ -26,6 +26,7 @@ def reduce_gradients(
     groups: Sequence[Sequence[int]] | None = None,
     process_set: ProcessSet | None = None,
     names: Sequence[str] | None = None,
+    watches: bool = True,
     raises: bool = True,
 ) -> list[Any]:
     """Reduce gradients over all ranks; called by all ranks with gradients of the same variables in the same order.
@@ -42,15 +43,16 @@ def reduce_gradients(
         groups: Lists of places in ``gradients`` that are reduced as one operation each; others are one by one. None:
             all together.
         process_set: The ranks that take part; None: all. Others, and a rank on its own, keep their gradients.
-        names: What each is the gradient of, for ``COLLECTIVE_CHECK_FINITE=skip``, which tells of those that are not
-            finite; None: nobody looks.
-        raises: Whether that is an error, as for who can't leave out a step.
+        names: What each is the gradient of, for ``COLLECTIVE_CHECK_FINITE``, which tells of those that are not finite;
+            None: they have none, and with ``skip`` nobody looks.
+        watches: Whether to look with ``skip``.
+        raises: Whether what is found then is an error, as for who can't leave out a step.
 
     Returns:
         The reduced gradients in the order given.
 
     Raises:
-        NonFiniteError: see ``names``.
+        NonFiniteError: see ``names`` and ``raises``.
         NotImplementedError: for sparse gradients and another ``op`` than ``Average`` and ``Sum``.
 
     Cost per rank:
@@ -62,8 +64,8 @@ def reduce_gradients(
     ]
     members = process_set or global_process_set
     world.backend("reduce_gradients")
-    results = _reduced(reduced, op, compression, gradient_predivide_factor, groups, members)
-    if names is None or not world.skips_steps():
+    results = _reduced(reduced, op, compression, gradient_predivide_factor, groups, members, names)
+    if names is None or not watches or not world.skips_steps():
         return results
     return finite.watched(reduced, results, names, members, raises)
 
@@ -75,6 +77,7 @@ def _reduced(
     divisor: float,
     groups: Sequence[Sequence[int]] | None,
     members: ProcessSet,
+    names: Sequence[str] | None,
 ) -> list[Any]:
     reduced = list(gradients)
     if members.included() is False or members.size() == 1:  # of a set that is not registered, grouped_allreduce tells
@@ -84,7 +87,8 @@ def _reduced(
     options: dict[str, Any] = {"op": op, "compression": compression, "process_set": members}
     for number, group in enumerate(_complete(groups, dense)):
         name = f"gradients.{number}" if number else "gradients"
-        together = grouped_allreduce([reduced[place] for place in group], name=name, **options, **factors)
+        of = names and [names[place] for place in group]
+        together = grouped_allreduce([reduced[place] for place in group], name=name, of=of, **options, **factors)
         for place, gradient in zip(group, together, strict=True):
             reduced[place] = gradient
     sparse = [place for place, gradient in enumerate(reduced) if isinstance(gradient, tf.IndexedSlices)]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from collective import collectives, grouped, world
+from collective import collectives, finite, grouped, world
 from collective.compression import Compression
 from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet, global_process_set
@@ -77,11 +77,13 @@ def grouped_allreduce_tensors(
     process_set: ProcessSet = global_process_set,
     *,
     compression: Compression = Compression.none,
+    of: Sequence[str] | None = None,
 ) -> list[tf.Tensor]:
     """Reduce several tensors as one operation; small ones share messages. See ``allreduce_tensor``.
 
     In a graph, and between hosts, they are sent as soon as they are there; see ``overlap``. Inside a host, where the
     cores that would send are those that compute, they are reduced together in the fewest passes over the memory.
+    ``of`` tells what each is the gradient of, for errors.
     """
     if not tensors:
         return []
@@ -95,7 +97,8 @@ def grouped_allreduce_tensors(
     scope: dict[str, Any] = {"ignore_name_scope": ignore_name_scope}
 
     def reduce(tag: str | None, *arrays: np.ndarray) -> list[np.ndarray]:
-        return grouped.grouped_allreduce(arrays, op, name=tag, compression=compression, **factors)
+        with finite.named(of):
+            return grouped.grouped_allreduce(arrays, op, name=tag, compression=compression, **factors)
 
     def forward(*values: tf.Tensor) -> tuple[list[tf.Tensor], Gradient]:
         def backward(*upstream: tf.Tensor) -> list[tf.Tensor]:
@@ -107,7 +110,7 @@ def grouped_allreduce_tensors(
         if tf.executing_eagerly() or not world.is_initialized() or world.cross_size() == 1:
             shapes = [value.shape for value in values]
             return call(reduce, values, "grouped_allreduce", shapes, name=name, **scope), backward
-        return overlap.all_reduce(values, op, name, compression, **factors), backward
+        return overlap.all_reduce(values, op, name, compression, of, **factors), backward
 
     return list(_differentiable(forward, tensors))
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from collective import grouped, handles
+from collective import finite, grouped, handles
 from collective.compression import Compression
 from collective.engine.fusion import reversed_buckets
 from collective.reduce_ops import ReduceOp
@@ -24,9 +24,14 @@ from collective.tensorflow.graph import call, unique_name, valid_name
 
 
 def all_reduce(
-    tensors: Sequence[tf.Tensor], op: ReduceOp, name: str | None, compression: Compression, **options: Any
+    tensors: Sequence[tf.Tensor],
+    op: ReduceOp,
+    name: str | None,
+    compression: Compression,
+    of: Sequence[str] | None = None,
+    **options: Any,
 ) -> list[tf.Tensor]:
-    """Reduce tensors over all ranks as they appear; for graphs. See ``grouped_allreduce``.
+    """Reduce tensors over all ranks as they appear; for graphs. See ``grouped_allreduce_tensors``.
 
     Cost of a step beside the bytes: an operation for each bucket.
     """
@@ -39,9 +44,10 @@ def all_reduce(
         def run(_: str, *arrays: np.ndarray) -> list[np.ndarray]:
             # The engine reads them after this call, when TensorFlow may have used their memory again.
             bucket = [array.copy() for array in arrays[: len(places[number])]]
-            under_way[number] = grouped.grouped_allreduce_async(
+            begun = grouped.grouped_allreduce_async(
                 bucket, op, name=f"{tag}.{number}", compression=compression, **options
             )
+            under_way[number] = finite.NamedHandle(begun, of and [of[place] for place in places[number]])
             return [np.int64(number)]
 
         return run

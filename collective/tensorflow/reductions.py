@@ -91,8 +91,13 @@ def grouped_allreduce(
     process_set: ProcessSet = global_process_set,
     ignore_name_scope: bool = False,
     name: str | None = None,
+    *,
+    of: Sequence[str] | None = None,
 ) -> list[Any]:
-    """Reduce several tensors or ``tf.IndexedSlices``, the dense ones as one operation. See ``allreduce``."""
+    """Reduce several tensors or ``tf.IndexedSlices``, the dense ones as one operation. See ``allreduce``.
+
+    ``of`` tells what each tensor is the gradient of, for errors.
+    """
     op = handle_average_backwards_compatibility(op, average)
     results = list(tensors)
     sparse = [place for place, tensor in enumerate(tensors) if isinstance(tensor, tf.IndexedSlices)]
@@ -113,6 +118,7 @@ def grouped_allreduce(
             ignore_name_scope,
             process_set,
             compression=packing.wire,
+            of=of and [of[place] for place in dense],
         )
         for place, tensor in zip(dense, packing.unpack(reduced), strict=True):
             results[place] = tensor

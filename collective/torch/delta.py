@@ -5,24 +5,24 @@ Source: Maleki et al., "Scaling distributed training with adaptive summation", M
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
 
-from collective import grouped
+from collective import finite, grouped
 from collective.reduce_ops import Adasum
 from collective.torch.arrays import array_of, tensor_of
 from collective.torch.compression import pack
-from collective.torch.gradients import Options, OrderError, next_label
+from collective.torch.gradients import Options, OrderError, name_of, next_label
 
 
 class Stepping:
     """What ``DistributedOptimizer`` with ``op=Adasum`` puts in front of a PyTorch optimizer's class."""
 
-    def start(self, options: Options, passes: int) -> None:
+    def start(self, options: Options, passes: int, names: Mapping[torch.Tensor, str]) -> None:
         """Begin with a wrapped optimizer; called by all ranks."""
-        self._options, self.backward_passes_per_step = options, passes
+        self._options, self.backward_passes_per_step, self._names = options, passes, names
         self._label = next_label("steps", options.process_set)
 
     def synchronize(self) -> None:
@@ -52,7 +52,9 @@ class Stepping:
         if self._options.process_set.included():
             with torch.no_grad():
                 moves = [parameter - start for parameter, start in zip(parameters, before, strict=True)]
-                for parameter, start, move in zip(parameters, before, self._joined(moves), strict=True):
+                with finite.named([name_of(parameter, self._names) for parameter in parameters]):
+                    joined = self._joined(moves)
+                for parameter, start, move in zip(parameters, before, joined, strict=True):
                     parameter.copy_(start + move)
         return loss
 

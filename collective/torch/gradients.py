@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from collective import grouped, handles, skipping, world
+from collective import finite, grouped, handles, skipping, world
 from collective.engine.fusion import reversed_buckets
 from collective.errors import ArgumentError
 from collective.process_sets import ProcessSet, global_process_set
@@ -88,6 +88,11 @@ class Bucket(NamedTuple):
 def next_label(what: str, process_set: ProcessSet) -> str:
     """A name for what an optimizer reduces, the same on all ranks of the process set."""
     return f"{what} of optimizer {next(NUMBERS.setdefault(process_set, itertools.count(1)))}"
+
+
+def name_of(parameter: torch.Tensor, names: Mapping[torch.Tensor, str]) -> str:
+    """What errors call a parameter: by its name, if the user has told it."""
+    return names.get(parameter, f"of shape {list(parameter.shape)}")
 
 
 def overlap_pays() -> bool:
@@ -199,7 +204,7 @@ class Gradients:
     def _arrived(self, parameter: torch.Tensor) -> None:
         """Note a gradient, in the middle of backpropagation, and send the buckets that are complete by it."""
         if self._passed[parameter] >= self.passes:
-            name = self._names.get(parameter, f"of shape {list(parameter.shape)}")
+            name = name_of(parameter, self._names)
             raise OrderError(
                 "gradients are computed backward_passes_per_step times before optimizer.step()",
                 received=f"one more for parameter {name}, with backward_passes_per_step={self.passes}",
@@ -223,19 +228,20 @@ class Gradients:
             compression=bucket.packing.wire,
             process_set=self._options.process_set,
         )
-        self._under_way.append((bucket, begun))
+        self._under_way.append((bucket, finite.NamedHandle(begun, self._names_of(bucket))))
 
     def _reduce_together(self) -> None:
         (everything,) = self._buckets or [[]]
         bucket = self._bucket(everything)
         # Not in place: what comes back lies in memory that the ranks share, where it was added, and isn't copied.
-        reduced = grouped.grouped_allreduce(
-            bucket.arrays(),
-            self._options.op,
-            name=self._label,
-            compression=bucket.packing.wire,
-            process_set=self._options.process_set,
-        )
+        with finite.named(self._names_of(bucket)):
+            reduced = grouped.grouped_allreduce(
+                bucket.arrays(),
+                self._options.op,
+                name=self._label,
+                compression=bucket.packing.wire,
+                process_set=self._options.process_set,
+            )
         self._assign(bucket, reduced)
 
     def _assign(self, bucket: Bucket, reduced: Sequence[Array]) -> None:
@@ -256,9 +262,12 @@ class Gradients:
         self.are_finite = not self._not_finite
         if self._not_finite:
             parameters, own, reduced = zip(*self._not_finite, strict=True)
-            names = [self._names.get(parameter, f"shape {list(parameter.shape)}") for parameter in parameters]
+            names = [name_of(parameter, self._names) for parameter in parameters]
             skipping.tell(own, reduced, names, self._options.process_set)
             self._not_finite = []
+
+    def _names_of(self, bucket: Bucket) -> list[str]:
+        return [*(name_of(parameter, self._names) for parameter in bucket.parameters), "which gradients there are"]
 
     def _bucket(self, parameters: Parameters) -> Bucket:
         dense = self._dense(parameters)

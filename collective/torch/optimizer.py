@@ -182,12 +182,8 @@ def DistributedOptimizer(
         op, compression, sparse_as_dense, _checked_groups(num_groups if groups is None else groups), process_set
     )
     # Alone there is nothing to join, and a step is a step.
-    if op is Adasum and process_set.size() != 1:
-        wrapped = _wrapped(optimizer, Stepping)
-        wrapped.start(options, passes)
-    else:
-        wrapped = _wrapped(optimizer, Averaging)
-        wrapped.start(options, passes, names)
+    wrapped = _wrapped(optimizer, Stepping if op is Adasum and process_set.size() != 1 else Averaging)
+    wrapped.start(options, passes, names)
     return wrapped
 
 

@@ -64,3 +64,57 @@ def test_by_default_such_values_pass(rank, size):
     result = collective.allreduce(np.array([np.nan if rank == 0 else 1.0, 1.0]), Sum)
     assert np.isnan(result[0])
     assert result[1] == size
+
+
+def test_keras_names_the_variable(checking, rank, size):
+    keras = pytest.importorskip("keras", reason="Keras is not installed")
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    import collective.keras as hvd
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="first"), keras.layers.Dense(1)])
+    model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    x = np.full((4, 3), np.inf if rank == 0 else 1.0, np.float32)
+    if size > 1:
+        with pytest.raises(tf.errors.UnknownError, match=r"first/kernel, float32\[3, 2\]: not finite on rank 0"):
+            model.fit(x, np.ones((4, 1)), verbose=0)
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_tape_names_the_variable(checking, monkeypatch, compiled, overlaps, rank, size):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    import collective.tensorflow as hvd
+
+    monkeypatch.setattr("collective.world.cross_size", lambda: 2 if overlaps else 1)
+    variables = [tf.Variable(tf.ones(shape), name=f"part{shape}") for shape in (1, 300_000, 2)]
+
+    def derive(factor):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(variables[0]) + tf.reduce_sum(variables[1]) + tf.reduce_sum(variables[2]) * factor
+        return hvd.DistributedGradientTape(tape).gradient(loss, variables)
+
+    run = tf.function(derive) if compiled else derive
+    if size > 1:
+        with pytest.raises((NonFiniteError, tf.errors.UnknownError), match="part2:0, float32.* on rank 0"):
+            run(tf.constant(np.inf if rank == 0 else 1.0))
+    assert [gradient.shape for gradient in run(tf.constant(1.0))] == [1, 300_000, 2]
+
+
+@pytest.mark.parametrize("way", ["together", "overlapping", "Adasum", "without names"])
+def test_torch_names_the_parameter(checking, monkeypatch, way, rank, size):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import collective.torch as hvd
+
+    if size == 1:
+        return
+    monkeypatch.setattr("collective.torch.gradients.overlap_pays", lambda: way == "overlapping")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    named = None if way == "without names" else model.named_parameters()
+    op = hvd.Adasum if way == "Adasum" else hvd.Average
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), 0.1), named_parameters=named, op=op)
+    if rank == 0:
+        model[1].weight.register_hook(lambda gradient: gradient * np.nan)
+    model(torch.ones(1, 2)).sum().backward()
+    found = {"without names": r"of shape \[1, 2\], .* on rank 0", "Adasum": "1.weight, "}
+    with pytest.raises(NonFiniteError, match="Received: " + found.get(way, "1.weight, .* not finite on rank 0")):
+        optimizer.step()
