@@ -26,6 +26,7 @@ import numpy as np
 
 from collective import world
 from collective.chaos.scene import Scene
+from collective.chaos.training import WIDTH
 from collective.chaos.trigger import ALLREDUCE, BEFORE_INIT, BETWEEN_STEPS, CHECKPOINT, NEGOTIATION
 from collective.errors import ArgumentError
 from collective.monitor import link
@@ -321,8 +322,8 @@ FAULTS = {
     "other-name": mismatch(
         _other_name, "another tensor", says=("'gradient'", "'gradients'", VICTIM), settings=SHORT_WAIT
     ),
-    "other-shape": mismatch(_other_shape, "another shape", says=(r"float64\[32767\]", VICTIM)),
-    "other-dtype": mismatch(_other_dtype, "another dtype", says=(r"float32\[32768\]", VICTIM)),
+    "other-shape": mismatch(_other_shape, "another shape", says=(rf"float64\[{WIDTH - 1}\]", VICTIM)),
+    "other-dtype": mismatch(_other_dtype, "another dtype", says=(rf"float32\[{WIDTH}\]", VICTIM)),
     "other-op": mismatch(_other_op, "another reduction", says=("Average", VICTIM)),
     "fewer-batches": Fault(_fewer_batches, "a rank with fewer batches", (BETWEEN_STEPS,), says=(VICTIM, "shutdown")),
     "nan": mismatch(_nan, "a gradient that is NaN", says=("'gradient'", "not finite", VICTIM), settings=FINITE),

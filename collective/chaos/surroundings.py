@@ -16,7 +16,7 @@ from collective.chaos.cases import HOSTS, Case
 from collective.chaos.leftovers import SHARED_MEMORY
 
 CLONE_NEWNS = 0x00020000
-SMALL_DISK, SMALL_SHARED_MEMORY, OWN_SHARED_MEMORY = "3m", "1m", "512m"
+SMALL_DISK, SMALL_SHARED_MEMORY, OWN_SHARED_MEMORY = "12m", "1m", "512m"
 # Version 1 and 2 of control groups.
 GROUPS = (
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 STEPS = 40
-WIDTH = 2**15
+# So much that a fault can strike while it is written to memory.
+WIDTH = 2**17
 # Gradients are multiples of this.
 QUANTUM = 2.0**-20
 

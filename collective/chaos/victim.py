@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -120,6 +121,7 @@ class Victim:
             time.sleep(due.delay / 1000)
             self._act_aside(number, due)
 
+        sys.setswitchinterval(POLL)  # what is written to memory takes less time than threads have in turn
         threading.Thread(target=watch, daemon=True).start()
 
     def _is_written(self, step: int) -> bool:

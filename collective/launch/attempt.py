@@ -174,6 +174,8 @@ def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tup
         for number, handler in before.items():
             signal.signal(number, handler)
     status = status if status >= 0 else verdict.SIGNALLED - status
+    if told and status:  # launchers tell of a signal in ways of their own
+        status = verdict.SIGNALLED + told[0]
     return (status or STATUS_OF_AN_INCOMPLETE_JOB) if given_up else status, bool(told), given_up
 
 
