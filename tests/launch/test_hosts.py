@@ -41,6 +41,42 @@ if r == 0: print(everyone)
 """
 
 
+# A batch of one host has an infinite value; the step is left out on both.
+SKIP = {
+    "torch": """
+import numpy as np, torch, collective.torch as hvd
+torch.set_num_threads(1); hvd.init(); torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(300, 700), torch.nn.Linear(700, 1))
+named = model.named_parameters()
+optimizer = hvd.DistributedOptimizer(torch.optim.Adam(model.parameters()), named_parameters=named)
+def step(factor):
+    optimizer.zero_grad()
+    model(torch.full((2, 300), factor)).sum().backward()
+    optimizer.step()
+def state(): return [*model.parameters(), *(value for each in optimizer.state.values() for value in each.values())]
+""",
+    "keras": """
+import numpy as np, keras, collective.keras as hvd
+hvd.init(); keras.utils.set_random_seed(0)
+model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(700), keras.layers.Dense(1, name="last")])
+model.compile(hvd.DistributedOptimizer(keras.optimizers.Adam()), "mse")
+def step(factor): model.train_on_batch(np.full((2, 300), factor), np.ones((2, 1)))
+def state(): return [*model.weights, *model.optimizer.variables]
+""",
+}
+SKIP_CHECK = """
+def bits(): return [(each.detach() if hasattr(each, "detach") else each).numpy().tobytes() for each in state()]
+step(1.0)
+before = bits()
+step(np.inf if hvd.rank() == 1 else 1.0)
+assert bits() == before
+step(1.0)
+assert bits() != before
+assert len(set(hvd.allgather_object(b"".join(bits())))) == 1
+print("left out on rank", hvd.rank(), "of", hvd.cross_size(), "hosts", flush=True)
+"""
+
+
 def on(hosts: str, agent: object, *command: str, timeout: float = 60):
     ranks = sum(int(host.rsplit(":", 1)[1]) for host in hosts.split(","))
     options = ("-H", hosts, "--launch-agent", str(agent), *YIELD)
@@ -102,3 +138,17 @@ def test_gradients_sent_while_others_are_computed_leave_equal_weights(four_hosts
     assert result.returncode == 0, result.stderr
     assert "weights equal on all 2 ranks: True" in result.stdout
     assert float(re.search(r"test accuracy ([\d.]+)", result.stdout)[1]) >= 0.97
+
+
+@pytest.mark.parametrize(("package", "name"), [("keras", "last/kernel"), ("torch", "1.weight")])
+def test_a_step_that_is_not_finite_on_one_host_is_left_out_on_all(four_hosts, package, name):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    hosts = ",".join(f"{address}:1" for address in four_hosts.addresses[:2])
+    options = ("-H", hosts, "--launch-agent", str(four_hosts.agent), *YIELD, "-x", "COLLECTIVE_CHECK_FINITE=skip")
+    result = run_job(2, sys.executable, "-c", SKIP[package] + SKIP_CHECK, options=options)
+    assert result.returncode == 0, result.stderr
+    assert sorted(re.findall(r"left out on rank \d of \d hosts", result.stdout)) == [
+        f"left out on rank {rank} of 2 hosts" for rank in range(2)
+    ]
+    (warning,) = [line for line in result.stderr.splitlines() if "This step is left out on all ranks" in line]
+    assert f"{name}: not finite on rank 1" in warning
