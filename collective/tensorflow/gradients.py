@@ -13,7 +13,7 @@ from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, ReduceOp
 from collective.tensorflow import finite
 from collective.tensorflow.compression import Compression, Compressor
-from collective.tensorflow.reductions import grouped_allreduce
+from collective.tensorflow.reductions import grouped_allreduce, grouped_allreduce_dense
 
 
 def reduce_gradients(
@@ -88,7 +88,7 @@ def _reduced(
     for number, group in enumerate(_complete(groups, dense)):
         name = f"gradients.{number}" if number else "gradients"
         of = names and [names[place] for place in group]
-        together = grouped_allreduce([reduced[place] for place in group], name=name, of=of, **options, **factors)
+        together = grouped_allreduce_dense([reduced[place] for place in group], name=name, of=of, **options, **factors)
         for place, gradient in zip(group, together, strict=True):
             reduced[place] = gradient
     sparse = [place for place, gradient in enumerate(reduced) if isinstance(gradient, tf.IndexedSlices)]

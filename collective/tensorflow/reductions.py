@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from collective import compression as core
 from collective import reduce_ops
 from collective.common.util import get_average_backwards_compatibility_fun
 from collective.process_sets import ProcessSet, global_process_set
@@ -91,13 +92,8 @@ def grouped_allreduce(
     process_set: ProcessSet = global_process_set,
     ignore_name_scope: bool = False,
     name: str | None = None,
-    *,
-    of: Sequence[str] | None = None,
 ) -> list[Any]:
-    """Reduce several tensors or ``tf.IndexedSlices``, the dense ones as one operation. See ``allreduce``.
-
-    ``of`` tells what each tensor is the gradient of, for errors.
-    """
+    """Reduce several tensors or ``tf.IndexedSlices``, the dense ones as one operation. See ``allreduce``."""
     op = handle_average_backwards_compatibility(op, average)
     results = list(tensors)
     sparse = [place for place, tensor in enumerate(tensors) if isinstance(tensor, tf.IndexedSlices)]
@@ -108,21 +104,27 @@ def grouped_allreduce(
         for place, slices in zip(sparse, gathered, strict=True):
             results[place] = slices
     if dense:
-        packing = pack(compression, [results[place] for place in dense])
-        reduced = grouped_allreduce_tensors(
-            packing.tensors,
-            name,
-            op,
-            prescale_factor,
-            postscale_factor,
-            ignore_name_scope,
-            process_set,
-            compression=packing.wire,
-            of=of and [of[place] for place in dense],
+        reduced = grouped_allreduce_dense(
+            [results[place] for place in dense],
+            compression,
+            name=name,
+            op=op,
+            prescale_factor=prescale_factor,
+            postscale_factor=postscale_factor,
+            ignore_name_scope=ignore_name_scope,
+            process_set=process_set,
         )
-        for place, tensor in zip(dense, packing.unpack(reduced), strict=True):
+        for place, tensor in zip(dense, reduced, strict=True):
             results[place] = tensor
     return results
+
+
+def grouped_allreduce_dense(
+    tensors: Sequence[Any], compression: type[Compressor] | core.Compression, **options: Any
+) -> list[tf.Tensor]:
+    """Reduce several dense tensors as one operation, with the options of ``grouped_allreduce_tensors``."""
+    packing = pack(compression, tensors)
+    return packing.unpack(grouped_allreduce_tensors(packing.tensors, compression=packing.wire, **options))
 
 
 def reducescatter(
