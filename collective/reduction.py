@@ -20,7 +20,7 @@ from collective import adasum, dtypes, halves
 from collective.errors import ArgumentError
 from collective.reduce_ops import Adasum, Average, Max, Min, Product, ReduceOp, Sum
 
-InPlace = Callable[[np.ndarray], None]
+InPlace = Callable[[np.ndarray], object]
 Combine = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 Cast = Callable[[np.ndarray, np.ndarray], None]
 Join = Callable[[Sequence[np.ndarray], np.ndarray], None]
@@ -135,11 +135,10 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | Non
     finish: InPlace = _nothing
     if op is Average:
         finish = _division(size, _divide_integer if dtype.kind in "iu" else _divide_float)
-    combine = _plain_combine(ufunc)
     travels = None
     if wire is not None and dtypes.is_half(wire) and dtype in (np.float32, np.float64):
         travels = _wire(ufunc, size if op is Average else 1, dtype, wire)
-    return Reduction(op, dtype, _nothing, combine, finish, _plain_join(combine), travels)
+    return Reduction(op, dtype, _nothing, _plain_combine(ufunc), finish, _plain_join(ufunc), travels)
 
 
 def _adasum(dtype: np.dtype) -> Reduction:
@@ -150,29 +149,29 @@ def _adasum(dtype: np.dtype) -> Reduction:
             received=f"op=Adasum, dtype={dtype}",
             fix="Use Sum, or a float dtype",
         )
-    combine = quiet(adasum.combine)
-    return Reduction(Adasum, dtype, _nothing, combine, _nothing, _plain_join(combine))
+    combine = adasum.combine
+    return Reduction(Adasum, dtype, _nothing, _plain_combine(combine), _nothing, _plain_join(combine))
 
 
-def _nothing(values: np.ndarray) -> None:
-    pass
+# Leaves values as they are. In C: a call of Python's is felt where arrays are small.
+_nothing: InPlace = id
 
 
-def _plain_combine(ufunc: np.ufunc) -> Combine:
+def _plain_combine(add: Callable[..., object]) -> Combine:
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
-        hush.run(ufunc, lower, higher, out=out)
+        hush.run(add, lower, higher, out=out)
 
     return combine
 
 
-def _plain_join(combine: Combine) -> Join:
+def _plain_join(add: Callable[..., object]) -> Join:
     def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         if len(parts) == 1:
             np.copyto(out, parts[0])
         else:
-            combine(parts[0], parts[1], out)
+            hush.run(add, parts[0], parts[1], out=out)
         for part in parts[2:]:
-            combine(out, part, out)
+            hush.run(add, out, part, out=out)
 
     return join
 

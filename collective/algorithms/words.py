@@ -15,7 +15,7 @@ TOLD, WORDS = 2, 3
 
 def turn(memory: SharedMemory) -> int:
     """0 and 1 in turn, word after word: which of two places the next word covers."""
-    return (memory.flag(TOLD) + 1) % 2
+    return (memory.flags[memory.places[TOLD][memory.rank]] + 1) % 2
 
 
 def all_gather(memory: SharedMemory, word: int, watch: Watch | None = None) -> list[int]:
@@ -35,4 +35,4 @@ def all_gather(memory: SharedMemory, word: int, watch: Watch | None = None) -> l
     for rank, place in enumerate(places):
         if flags[place] < told:
             memory.wait_flag(TOLD, rank, told)
-    return [flags[place] for place in words]
+    return list(map(flags.__getitem__, words))
