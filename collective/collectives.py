@@ -104,11 +104,16 @@ def _allreduce(
     process_set: ProcessSet | None,
 ) -> Operation:
     backend, name = world.begin("allreduce", name, process_set)
+    is_plain = before == 1.0 == after and compression is Compression.none and type(op) is ReduceOp
+    if is_plain and type(array) is np.ndarray and array.flags.carray and (out is None or out is array):
+        again = backend.allreduce_again(array, op, name, out is array)
+        if again is not None:
+            return again
     try:
         source = arguments.native_array(array)
         arguments.check_op(op, source.dtype, backend.topology.size)
         work = arguments.work_array(source, out)
-        wire = None if compression is Compression.none else compression.wire(source.dtype)
+        wire = compression.wire(source.dtype)
     except ArgumentError as error:
         arguments.refuse(backend, "allreduce", name, error)
         raise

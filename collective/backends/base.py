@@ -66,6 +66,14 @@ class Backend(abc.ABC):
         dtype floats have on the wire, where the backend can. ``note``: what else has to be the same on all ranks.
         """
 
+    def allreduce_again(self, array: np.ndarray, op: ReduceOp, name: str, in_place: bool) -> Operation | None:  # noqa: ARG002
+        """``allreduce`` of one array; None: none of its dtype and shape was reduced like this before.
+
+        It has been checked of no array but that it is contiguous and writable: the one before has passed. To check and
+        to plan takes longer than to reduce a small one.
+        """
+        return None
+
     @abc.abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Operation:
         """Make an array, in memory that the ranks of a host share if the backend has such."""

@@ -14,7 +14,7 @@ from collective import topology
 from collective.algorithms import direct, shared_memory
 from collective.backends.base import Backend, Operation
 from collective.engine import operations, tuning
-from collective.engine.calls import JOIN, SHUTDOWN, Call
+from collective.engine.calls import JOIN, SHUTDOWN, Call, kinds
 from collective.engine.engine import Engine
 from collective.engine.operation import Operation as EngineOperation
 from collective.engine.planner import Planner
@@ -93,7 +93,13 @@ class MpiBackend(Backend):
         note: str = "",
     ) -> Operation:
         """See ``Backend``."""
-        return operations.AllReduce(self._engine, self._planner, arrays, op, name, in_place, wire, note)
+        plan = self._planner[kinds(arrays), op, in_place, wire, note]
+        return operations.AllReduce(self._engine, plan, arrays, name)
+
+    def allreduce_again(self, array: np.ndarray, op: ReduceOp, name: str, in_place: bool) -> Operation | None:
+        """See ``Backend``."""
+        plan = self._planner.get((((array.dtype, array.shape),), op, in_place, None, ""))
+        return operations.AllReduce(self._engine, plan, (array,), name) if plan else None
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Operation:
         """See ``Backend``."""

@@ -7,7 +7,9 @@ by an all-reduce of 24 bytes elsewhere. Telling doesn't wait, so that a rank can
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,24 +25,37 @@ SEGMENT = 64 * 1024
 BUSY = 1 << DIGEST_BITS
 
 
-def agree(transport: Transport, word: int, watch: Watch | None = None) -> int:
-    """Compare every rank's word: 0 when the digests are equal, BUSY when they are and a rank is busy, -1 when not.
+def teller(transport: Transport) -> Callable[[int, Watch | None], list[int]]:
+    """A function that tells the other ranks a word and returns theirs, of which ``compare`` makes something.
 
-    Inside a host ``watch`` sees the ranks come.
-
+    Inside a host those are the words of all ranks, and its second argument sees them come; elsewhere the extremes.
     It returns once all ranks have come, so it is a barrier, and what a rank wrote to shared memory before is there.
 
     Cost: a few flags in shared memory, or one all-reduce of 24 bytes.
     """
     if transport.shared:
-        everyone = words.all_gather(transport.shared, word, watch)
-        if everyone.count(word) == transport.size:
-            return word & BUSY
-        return BUSY if len({other & ~BUSY for other in everyone}) == 1 else -1
+        return functools.partial(words.all_gather, transport.shared)
+    return functools.partial(_extremes, transport)
+
+
+def compare(told: list[int]) -> int:
+    """0 when the digests of all words are equal, BUSY when they are and a rank is busy, -1 when not."""
+    if len({word & ~BUSY for word in told}) > 1:
+        return -1
+    return max(told) & BUSY
+
+
+def agree(transport: Transport, word: int) -> int:
+    """Tell a word and compare every rank's; see ``teller`` and ``compare``."""
+    return compare(teller(transport)(word, None))
+
+
+def _extremes(transport: Transport, word: int, watch: Watch | None = None) -> list[int]:  # noqa: ARG001
     digest = word & ~BUSY
     extremes = np.array([digest, -digest, word & BUSY], np.int64)
     _small_all_reduce(transport, extremes, Max)
-    return int(extremes[2]) if extremes[0] == -extremes[1] else -1
+    most, negated_least, busy = extremes.tolist()
+    return [most | busy, -negated_least | busy]
 
 
 def gather_counts(transport: Transport, count: int) -> np.ndarray:

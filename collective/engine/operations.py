@@ -10,13 +10,12 @@ import numpy as np
 
 from collective.algorithms import choice, pairwise
 from collective.algorithms.segments import even_bounds
-from collective.engine import finite
 from collective.engine.calls import Call, kinds
 from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
-from collective.engine.matching import BUSY, agree, gather_counts
+from collective.engine.matching import gather_counts
 from collective.engine.operation import Operation
-from collective.engine.planner import Planner
+from collective.engine.planner import Plan
 from collective.engine.ways import Resources
 from collective.reduce_ops import ReduceOp
 from collective.reduction import reduction_for
@@ -27,61 +26,29 @@ class AllReduce(Operation):
 
     Args:
         engine: Carries it out.
-        planner: Knows the ways.
-        arrays: C-contiguous; of any mixture of dtypes and shapes.
-        op: The reduce operation.
+        plan: How.
+        arrays: C-contiguous; those that were planned for.
         name: The name that matches it with the other ranks' calls.
-        in_place: Whether the results overwrite the arrays; else the arrays are only read, and the results are new.
-        wire: The dtype of floats on the wire; None: their own.
-        note: What else has to be the same on all ranks.
     """
 
-    __slots__ = ("_arrays", "_check", "_transport", "_ways", "shows")
+    __slots__ = ("_arrays", "_plan", "shows")
 
-    def __init__(
-        self,
-        engine: Engine,
-        planner: Planner,
-        arrays: Sequence[np.ndarray],
-        op: ReduceOp,
-        name: str,
-        in_place: bool,
-        wire: np.dtype | None,
-        note: str = "",
-    ) -> None:
-        plan = planner.plan(kinds(arrays), op, in_place, wire, note)
-        super().__init__(engine, plan.call, name)
-        self._arrays, self._ways, self.shows = arrays, plan.ways, plan.shows
-        self._transport = planner.resources.transport
-        self._check = planner.resources.settings.check_finite == "raise"
+    def __init__(self, engine: Engine, plan: Plan, arrays: Sequence[np.ndarray], name: str) -> None:
+        # What Operation's does, for a call less.
+        self._engine, self.call, self.name, self._ended = engine, plan.call, name, None
+        self._plan, self._arrays, self.shows = plan, arrays, plan.way.shows
 
     def publish(self) -> bool:
-        """See ``Operation``; what is reduced later is shown later."""
-        way, places = self._ways[0]
-        return way.publish(self._of(places))
+        """See ``Operation``."""
+        return self._plan.way.publish(self._arrays)
 
     def run(self, busy: bool) -> Sequence[np.ndarray]:
         """See ``Operation``."""
-        results = self._reduce(busy)
-        if self._check:
+        results = self._plan.way.run(self._arrays, busy)
+        if self._plan.check:
             given = None if self.call.in_place else self._arrays
-            finite.require(self._transport, self.label, given, results, self._engine.where)
+            self._plan.check(self.label, given, results, self._engine.where)
         return results
-
-    def _reduce(self, busy: bool) -> Sequence[np.ndarray]:
-        if len(self._ways) == 1:
-            return self._ways[0][0].run(self._arrays, busy)
-        results = list(self._arrays)
-        for number, (way, places) in enumerate(self._ways):
-            arrays = self._of(places)
-            if number and way.shows:
-                busy = agree(self._transport, BUSY if way.publish(arrays) else 0) > 0
-            for place, result in zip(places or [], way.run(arrays, busy), strict=True):
-                results[place] = result
-        return results
-
-    def _of(self, places: list[int] | None) -> Sequence[np.ndarray]:
-        return self._arrays if places is None else [self._arrays[place] for place in places]
 
 
 class AllGather(Operation):

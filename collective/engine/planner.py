@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from collective.algorithms import choice, doubling, exchange
 from collective.algorithms.choice import EXCHANGE, JOINED, LARGE, NATIVE
+from collective.engine import finite
 from collective.engine.calls import Call, Kinds
 from collective.engine.fusion import Layout, buckets
-from collective.engine.ways import IN_PLACE, NEW, Alone, Bucketed, Exchanged, Joined, Native, Resources, Way
+from collective.engine.ways import IN_PLACE, NEW, Alone, Bucketed, Exchanged, InTurn, Joined, Native, Resources, Way
 from collective.reduce_ops import Adasum, ReduceOp
 from collective.reduction import Reduction, reduction_for
 
 
-class Plan(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
     """How an all-reduce of certain arrays is carried out.
 
     Attributes:
         call: What the ranks compare, without a name.
-        ways: Each with the places of its arrays; None: all, in order.
-        shows: Whether the first way shows something before the ranks have met.
+        way: Reduces them.
+        check: Makes sure that the results are finite, as ``finite.require`` does; None: they need not be.
     """
 
     call: Call
-    ways: list[tuple[Way, list[int] | None]]
-    shows: bool
+    way: Way
+    check: Callable[..., None] | None
 
 
-class Planner:
-    """Decides how all-reduces are carried out, once for arrays of certain dtypes and shapes.
+# Dtypes and shapes; how they are reduced; whether in place; the dtype on the wire; what else is the same on all ranks.
+Key = tuple[Kinds, ReduceOp, bool, np.dtype | None, str]
+
+
+class Planner(dict[Key, Plan]):
+    """Decides how all-reduces are carried out, once for arrays of certain dtypes and shapes: ``planner[key]``.
 
     Args:
         resources: What the ways use.
@@ -43,24 +50,23 @@ class Planner:
     MOST_PLANS = 1000
 
     def __init__(self, resources: Resources, crossovers: Mapping[str, Sequence[tuple[int, str]]]) -> None:
+        super().__init__()
         self.resources, self._crossovers = resources, crossovers
-        self._plans: dict[tuple[Kinds, ReduceOp, bool, np.dtype | None, str], Plan] = {}
+        checks = resources.settings.check_finite == "raise"
+        self._check = functools.partial(finite.require, resources.transport) if checks else None
 
-    def plan(self, what: Kinds, op: ReduceOp, in_place: bool, wire: np.dtype | None, note: str = "") -> Plan:
-        """The plan for arrays of these kinds; ``note`` is what else has to be the same on all ranks."""
-        key = (what, op, in_place, wire, note)
-        plan = self._plans.get(key)
-        if plan is None:
-            if len(self._plans) >= self.MOST_PLANS:
-                self._plans.clear()
-            places: dict[np.dtype, list[int]] = {}
-            for place, (dtype, _) in enumerate(what):
-                places.setdefault(dtype, []).append(place)
-            ways = [way for alike in places.values() for way in self._ways(what, alike, op, in_place, wire)]
-            alone = len(ways) == 1
-            call = Call("allreduce", what, op, wire=wire, in_place=in_place, note=note)
-            shows = any(way.shows for way, _ in ways[:1])
-            plan = self._plans[key] = Plan(call, [(way, None if alone else mine) for way, mine in ways], shows)
+    def __missing__(self, key: Key) -> Plan:
+        """Make a plan, the first time that it is asked for."""
+        what, op, in_place, wire, note = key
+        if len(self) >= self.MOST_PLANS:
+            self.clear()
+        places: dict[np.dtype, list[int]] = {}
+        for place, (dtype, _) in enumerate(what):
+            places.setdefault(dtype, []).append(place)
+        ways = [way for alike in places.values() for way in self._ways(what, alike, op, in_place, wire)]
+        way = ways[0][0] if len(ways) == 1 else InTurn(self.resources.transport, ways)
+        call = Call("allreduce", what, op, wire=wire, in_place=in_place, note=note)
+        plan = self[key] = Plan(call, way, self._check)
         return plan
 
     def _ways(

@@ -18,7 +18,8 @@ def stand_in(call: Call, name: str, engine: Engine, planner: Planner) -> Operati
     if call.kind == "allreduce":
         assert call.op is not None  # noqa: S101  # an all-reduce has one
         values = [np.full(shape, neutral(call.op, dtype), dtype) for dtype, shape in call.arrays]
-        return AllReduce(engine, planner, values, call.op, name, call.in_place, call.wire, call.note)
+        plan = planner[call.arrays, call.op, call.in_place, call.wire, call.note]
+        return AllReduce(engine, plan, values, name)
     if call.kind == "allgather":
         ((dtype, row),) = call.arrays
         return AllGather(engine, planner.resources, np.empty((0, *row), dtype), name)

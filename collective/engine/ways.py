@@ -16,6 +16,7 @@ from collective.algorithms import choice, exchange, resident, words
 from collective.algorithms.choice import AllReduce
 from collective.engine.arena import Arena
 from collective.engine.fusion import Layout
+from collective.engine.matching import BUSY, agree
 from collective.engine.residents import Residents
 from collective.reduce_ops import Average, Sum
 from collective.reduction import Reduction, reduction_for
@@ -70,6 +71,30 @@ class Way(Protocol):
         """Reduce and return the results: the arrays themselves where the way works in place, else new ones."""
 
 
+class InTurn:
+    """Several ways, one after the other, each for the arrays at some places."""
+
+    def __init__(self, transport: Transport, ways: Sequence[tuple[Way, list[int]]]) -> None:
+        self._transport, self._ways = transport, ways
+        self.shows = any(way.shows for way, _ in ways[:1])
+
+    def publish(self, arrays: Sequence[np.ndarray]) -> bool:
+        """See ``Way``; what is reduced later is shown later."""
+        way, places = self._ways[0]
+        return way.publish([arrays[place] for place in places])
+
+    def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:
+        """See ``Way``."""
+        results = list(arrays)
+        for number, (way, places) in enumerate(self._ways):
+            mine = [arrays[place] for place in places]
+            if number and way.shows:
+                busy = agree(self._transport, BUSY if way.publish(mine) else 0) > 0
+            for place, result in zip(places, way.run(mine, busy), strict=True):
+                results[place] = result
+        return results
+
+
 class Exchanged:
     """Small arrays inside a host: shown to all, reduced by all; see ``exchange``."""
 
@@ -79,32 +104,33 @@ class Exchanged:
         assert resources.small is not None and resources.transport.shared is not None  # noqa: S101, PT018  # looked before
         self._memory = resources.transport.shared
         self._layout, self._reduction, self._in_place = layout, reduction, in_place
-        self._is_one = len(layout.shapes) == 1
         length = layout.elements * reduction.dtype.itemsize
         # shown[turn][rank]: what a rank shows, as a flat array.
         self._shown = [[row[:length].view(reduction.dtype) for row in region] for region in resources.small]
         self._mine = [rows[self._memory.rank] for rows in self._shown]
         self._turn = 0
+        self._is_one = len(layout.shapes) == 1
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:
         """See ``Way``."""
         self._turn = words.turn(self._memory)
         mine = self._mine[self._turn]
         if self._is_one:
-            mine[:] = arrays[0].reshape(-1)
+            array = arrays[0]
+            mine[:] = array if array.ndim == 1 else array.reshape(-1)
         else:
             self._layout.pack(arrays, mine)
         return False
 
     def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
         """See ``Way``."""
-        shown = self._shown[self._turn]
-        if self._is_one and self._in_place:
-            exchange.reduce(shown, arrays[0].reshape(-1), self._reduction)
-            return arrays
-        flat = np.empty(self._layout.elements, self._reduction.dtype)
-        exchange.reduce(shown, flat, self._reduction)
-        return self._layout.deliver(flat, arrays, self._in_place)
+        if not self._is_one:
+            result = np.empty(self._layout.elements, self._reduction.dtype)
+        else:
+            result = arrays[0] if self._in_place else np.empty(arrays[0].shape, self._reduction.dtype)
+        flat = result if result.ndim == 1 else result.reshape(-1)
+        exchange.reduce(self._shown[self._turn], flat, self._reduction)
+        return (result,) if self._is_one else self._layout.deliver(result, arrays, self._in_place)
 
 
 class Joined:

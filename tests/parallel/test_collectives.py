@@ -268,6 +268,37 @@ def test_bad_arguments_are_refused_with_rank_and_operation(case, rank, size):
     assert collective.allreduce(np.ones(3), Sum).tolist() == [size] * 3
 
 
+def test_an_array_like_one_before_is_checked_where_it_differs(rank, size):
+    total = size * (size + 1) / 2
+    plain = np.full((2, 3), rank + 1.0)
+    for _ in range(3):
+        assert (collective.allreduce(plain, Sum) == total).all()
+        in_place = plain.copy()
+        assert collective.allreduce(in_place, Sum, out=in_place) is in_place
+        assert (in_place == total).all()
+    fixed = plain.copy()
+    fixed.flags.writeable = False
+    unaligned = np.frombuffer(bytearray(b"x" + plain.tobytes()), np.uint8)[1:].view(np.float64).reshape(2, 3)
+    for other in (fixed, unaligned, plain.tolist(), plain.astype(">f8"), np.asfortranarray(plain), plain.view(Matrix)):
+        result = collective.allreduce(other, Sum)
+        assert type(result) is np.ndarray
+        assert (result == total).all()
+    swapped = plain.astype(">f8")
+    assert collective.allreduce(swapped, Sum, out=swapped) is swapped
+    assert (swapped == total).all()
+    assert (collective.allreduce(plain, Sum, prescale_factor=2.0) == 2 * total).all()
+    with pytest.raises(ArgumentError, match="out is a writeable array"):
+        collective.allreduce(fixed, Sum, out=fixed)
+    for wrong in ("Sum", ["Sum"]):
+        with pytest.raises(ArgumentError, match="op is one of Average, Sum"):
+            collective.allreduce(plain, wrong)
+    assert (plain == rank + 1).all()
+
+
+class Matrix(np.ndarray):
+    """An array of a user's own kind."""
+
+
 def test_a_bad_argument_on_one_rank_is_an_error_on_all(rank, size):
     if size == 1:
         pytest.skip("takes two ranks")

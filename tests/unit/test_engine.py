@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from collective.engine import tuning
 from collective.engine.arena import Arena, rounded
-from collective.engine.calls import JOIN, SHUTDOWN, Call
+from collective.engine.calls import JOIN, SHUTDOWN, Call, kinds
 from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
 from collective.engine.operations import AllGather, AllReduce, Broadcast, Together
@@ -47,8 +47,11 @@ class Ranks:
     def join(self):
         return Together(self.engine, Call(JOIN), JOIN, self.engine.last_to_join).wait()
 
+    def plan(self, arrays, op=Sum, in_place=False):
+        return self.planner[kinds(arrays), op, in_place, None, ""]
+
     def allreduce(self, name, array, op=Sum, in_place=False):
-        return AllReduce(self.engine, self.planner, [array], op, name, in_place, None)
+        return AllReduce(self.engine, self.plan([array], op, in_place), [array], name)
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,7 +147,7 @@ def test_operations_that_differ_only_in_what_is_not_told_in_full_are_told_apart(
         ranks = Ranks(transport)
         arrays = [np.ones(1)] * 500 + [np.ones(1 + transport.rank)]
         with pytest.raises(MismatchError):
-            AllReduce(ranks.engine, ranks.planner, arrays, Sum, "many", False, None).wait()
+            AllReduce(ranks.engine, ranks.plan(arrays), arrays, "many").wait()
 
     run_ranks(2, one_rank)
 
@@ -315,7 +318,7 @@ def test_averages_of_many_arrays_are_right_in_place_and_not(shared):
         results = []
         for in_place in (False, True):
             arrays = [np.full(n, transport.rank + n, d) for n in (1, 700, 5000) for d in ("f4", "f2", "i8")]
-            operation = AllReduce(ranks.engine, ranks.planner, arrays, Average, "step", in_place, None)
+            operation = AllReduce(ranks.engine, ranks.plan(arrays, Average, in_place), arrays, "step")
             results.append([float(result[-1]) for result in operation.wait()])
         return results
 
