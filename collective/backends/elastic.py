@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ class ElasticBackend(MpiBackend):
     ) -> None:
         super().__init__(transport, settings, patience, members)
         self.is_newcomer = is_newcomer
+        self._hosts = transport.hosts()
         self._late = ""  # the ranks that an operation has failed for
 
     @classmethod
@@ -99,12 +101,10 @@ class ElasticBackend(MpiBackend):
         return backend
 
     def _replenished(self, left: mpi.MPI.Intracomm, wanted: int) -> mpi.MPI.Intracomm:
-        """As many ranks as are wanted, or as can be had."""
-        if self.topology.local_size == self.topology.size:
-            return recovery.replenished(left, wanted - left.size) or left
-        if left.rank == 0:
-            logger.warning("Ranks are replaced in jobs on one host only: %d of %d go on.", left.size, wanted)
-        return left
+        """As many ranks as are wanted, or as can be had: first where ranks were lost."""
+        lost = Counter(self._hosts) - Counter(mpi.hosts(left))
+        places = [*lost.elements(), *[""] * wanted][: wanted - left.size]
+        return recovery.replenished(left, places) or left
 
     def abort(self, status: int) -> None:  # noqa: ARG002
         """End this process only, so that the others see it; they go on."""

@@ -48,6 +48,7 @@ class Attempt(NamedTuple):
         ranks: Number of processes.
         address: This machine's, as the ranks see it; empty: not known, so that nobody watches them.
         settings: The ranks'.
+        forwarded: Names of variables that ranks on other hosts are given.
         hosts: Where they run, with the number of ranks as slots; empty: this machine, or a scheduler says where.
     """
 
@@ -56,6 +57,7 @@ class Attempt(NamedTuple):
     ranks: int
     address: str
     settings: Settings
+    forwarded: tuple[str, ...] = ()
     hosts: tuple[Host, ...] = ()
 
 
@@ -82,7 +84,8 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
         attempt: What is started.
         watched: ``with watched(listener)`` looks for hosts that come and go, and tells the listener.
     """
-    monitor = Monitor(attempt.address) if attempt.address else None
+    theirs = {name: value for name, value in attempt.environment.items() if name in attempt.forwarded}
+    monitor = Monitor(attempt.address, theirs) if attempt.address else None
     watch = Watch(monitor, attempt.ranks, attempt.settings, say) if monitor else None
     kills, began = activity.out_of_memory_kills(), time.monotonic()
     try:

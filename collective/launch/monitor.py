@@ -13,12 +13,13 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from collective.errors import TransportError
 from collective.monitor.channel import Channel, Message, new_key
-from collective.monitor.link import VARIABLE, WELCOME
+from collective.monitor.link import HELLO, NEWCOMER, VARIABLE, WELCOME
 
 # How long a connection may take to prove that it has the key, and a message to arrive once it has begun.
 SECONDS = 5.0
@@ -79,9 +80,11 @@ class Monitor:
 
     Args:
         address: Of this machine, as the ranks' hosts see it; loopback where all ranks run here.
+        environment: Variables for ranks that are started by others.
     """
 
-    def __init__(self, address: str = "127.0.0.1") -> None:
+    def __init__(self, address: str = "127.0.0.1", environment: Mapping[str, str] | None = None) -> None:
+        self._environment = environment or {}
         self._key = new_key()
         self._listener = socket.create_server((address, 0), backlog=1024)
         self._address = address
@@ -144,8 +147,11 @@ class Monitor:
         try:
             channel = Channel(connection, self._key, is_supervisor=True)
             hello = channel.receive()
-            if hello is None or hello["kind"] != "hello":
-                raise TransportError("a rank says hello", received=str(hello and hello["kind"]))
+            if hello and hello["kind"] == NEWCOMER:
+                channel.send(WELCOME, environment={**self._environment, **self.variables})
+            if hello is None or hello["kind"] != HELLO:
+                channel.close()
+                return
         except (OSError, TransportError, ValueError):
             connection.close()
             return

@@ -200,7 +200,8 @@ def _attempt(
         text = shlex.join(["env", *shown, *line.arguments])
         print(text, file=sys.stdout if arguments.dry_run else sys.stderr, flush=True)
     where = address(plan.remote, plan.head, plan.scheduled)
-    return Attempt(line, theirs | defaults, plan.ranks, where, from_environment(theirs), plan.hosts)
+    forwarded = (*plan.forward, *line.environment)
+    return Attempt(line, theirs | defaults, plan.ranks, where, from_environment(theirs), forwarded, plan.hosts)
 
 
 def _in_place(arguments: argparse.Namespace) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import select
@@ -31,7 +32,8 @@ SECONDS = 10.0
 AGAIN_SECONDS, GONE_SECONDS, LAST_WORDS_SECONDS = 0.5, 2.0, 3.0
 # What a new connection is told again; this rank is judged by it.
 FACTS = ("joined", "left", "failure")
-WELCOME = "welcome"
+# How a connection begins: with a rank's hello, or the question of who is to become one; and the answer to both.
+HELLO, NEWCOMER, WELCOME = "hello", "newcomer", "welcome"
 # Of what is told of a failure: a message that is too long would be none.
 LONGEST_CAUSE = 20_000
 
@@ -55,11 +57,10 @@ class Link:
     """
 
     def __init__(self, address: str, port: int, key: bytes, **hello: Any) -> None:
-        self._where, self._key = (address, port), key
-        # By this the supervisor knows the rank again.
-        self._hello = {"name": secrets.token_hex(8), **hello}
+        # By its name the supervisor knows the rank again.
+        self._greet = functools.partial(_greet, (address, port), key, HELLO, name=secrets.token_hex(8), **hello)
         self._facts: dict[str, Message] = {}
-        self._channel = self._greet()
+        self._channel, _ = self._greet()
         threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True).start()
 
     def tell(self, kind: str, **fields: Any) -> None:
@@ -88,23 +89,6 @@ class Link:
         """Forget the connection; in a forked process."""
         self._channel.abandon()
 
-    def _greet(self) -> Channel:
-        """Connect, and be known by the supervisor."""
-        connection = socket.create_connection(self._where, SECONDS)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # else what a firewall swallows is sent for a quarter of an hour
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * SECONDS))
-            channel = Channel(connection, self._key, is_supervisor=False)
-            channel.send("hello", **self._hello)
-            answer = channel.receive()
-            if answer is None or answer["kind"] != WELCOME:
-                raise ConnectionAbortedError("who listens there doesn't know this job")
-        except BaseException:
-            connection.close()
-            raise
-        return channel
-
     def _serve(self) -> None:
         while True:
             try:
@@ -132,7 +116,7 @@ class Link:
         refused: float | None = None
         while refused is None or time.monotonic() - refused < GONE_SECONDS:
             try:
-                channel = self._greet()
+                channel, _ = self._greet()
                 for kind in [kind for kind in FACTS if kind in self._facts]:
                     channel.send(kind, again=True, **self._facts[kind])
                 self._channel = channel
@@ -150,6 +134,24 @@ class Link:
             self._channel.send("stacks", stacks=activity.stacks(), **activity.now())
         elif message["kind"] in handlers:
             handlers[message["kind"]](message)
+
+
+def _greet(where: tuple[str, int], key: bytes, kind: str, **fields: Any) -> tuple[Channel, Message]:
+    """Connect, and be known by the supervisor; the connection and its answer."""
+    connection = socket.create_connection(where, SECONDS)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # else what a firewall swallows is sent for a quarter of an hour
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * SECONDS))
+        channel = Channel(connection, key, is_supervisor=False)
+        channel.send(kind, **fields)
+        answer = channel.receive()
+        if answer is None or answer["kind"] != WELCOME:
+            raise ConnectionAbortedError("who listens there doesn't know this job")
+    except BaseException:
+        connection.close()
+        raise
+    return channel, answer
 
 
 def _end_orphan() -> None:
@@ -171,12 +173,33 @@ def connect(told: str, launched_as: str, number: int | None) -> None:
     told = _told = told or _told
     if not told or _link:
         return
-    address, port, key = told.rsplit(":", 2)
     try:
-        hello = {"launched_as": launched_as, "number": number, **activity.place()}
-        _link = Link(address, int(port), bytes.fromhex(key), **hello)
+        _link = Link(*_parsed(told), launched_as=launched_as, number=number, **activity.place())
     except (OSError, ValueError, TransportError) as error:
         logger.warning("The supervisor of this job can't be reached, so nobody watches this rank: %s", error)
+
+
+def environment() -> dict[str, str]:
+    """The variables with which a rank's program is started, from the supervisor; for who is about to become one.
+
+    Raises:
+        OSError: when the supervisor can't be reached.
+    """
+    address, port, key = _parsed(os.environ[VARIABLE])
+    channel, answer = _greet((address, port), key, NEWCOMER)
+    channel.close()
+    variables: dict[str, str] = answer["environment"]
+    return variables
+
+
+def told() -> str:
+    """The variable's value, for ranks that this one starts; empty: there is no supervisor."""
+    return _told
+
+
+def _parsed(told: str) -> tuple[str, int, bytes]:
+    address, port, key = told.rsplit(":", 2)
+    return address, int(port), bytes.fromhex(key)
 
 
 def _become_child() -> None:

@@ -169,11 +169,7 @@ class MpiTransport:
 
     def hosts(self) -> list[str]:
         """The host name of every rank, in rank order; called by all ranks."""
-        width = MPI.MAX_PROCESSOR_NAME
-        mine = np.frombuffer(MPI.Get_processor_name().encode().ljust(width, b"\0"), np.uint8)
-        names = np.empty((self.size, width), np.uint8)
-        self._communicator.Allgather([mine, MPI.BYTE], [names, MPI.BYTE])
-        return [name.tobytes().rstrip(b"\0").decode() for name in names]
+        return hosts(self._communicator)
 
     def subset(self, ranks: Sequence[int], patience: Patience) -> MpiTransport | None:
         """Some of the ranks as a transport of their own; called by all ranks. None: this rank is not among them."""
@@ -240,6 +236,15 @@ def connect(
             where=f"process {launch.rank} of {launch.size}",
         )
     return MpiTransport(left or world if comm is None else _communicator(comm), patience)
+
+
+def hosts(communicator: MPI.Intracomm) -> list[str]:
+    """The host name of every rank, in rank order; called by all ranks."""
+    width = MPI.MAX_PROCESSOR_NAME
+    mine = np.frombuffer(MPI.Get_processor_name().encode().ljust(width, b"\0"), np.uint8)
+    names = np.empty((communicator.size, width), np.uint8)
+    communicator.Allgather([mine, MPI.BYTE], [names, MPI.BYTE])
+    return [name.tobytes().rstrip(b"\0").decode() for name in names]
 
 
 def go_on_with(communicator: MPI.Intracomm, patience: Patience) -> MpiTransport:

@@ -18,15 +18,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from collective import crash
+from collective import crash, newcomer
 from collective.errors import RanksLostError, TransportError
 from collective.log import logger
-from collective.monitor import activity
+from collective.monitor import activity, link
 from collective.transport import mpi
 from collective.transport.mpi import MPI
 
@@ -90,14 +91,23 @@ def survivors(communicator: MPI.Intracomm) -> MPI.Intracomm:
     return _tried(left)
 
 
-def replenished(communicator: MPI.Intracomm, missing: int) -> MPI.Intracomm | None:
-    """These ranks and as many more, with the highest numbers, which run the same program; called by all of these.
+def replenished(communicator: MPI.Intracomm, hosts: Sequence[str]) -> MPI.Intracomm | None:
+    """These ranks and more, with the highest numbers, which run the same program; called by all of these.
+
+    Args:
+        communicator: These ranks.
+        hosts: Where each of the others is started; empty names: where the launcher likes.
 
     Returns:
         None: none could be started. A warning says why.
     """
+    counts, told = Counter(hosts), link.told()
+    own = {"wdir": os.getcwd()} | ({"PMIX_ENVAR": f"{link.VARIABLE}={told}"} if told else {})
+    hints = [MPI.Info.Create(own | ({"host": host} if host else {})) for host in counts]
+    program = ["-m", newcomer.__name__, *sys.orig_argv[1:]] if told else sys.orig_argv[1:]
     try:
-        started = communicator.Spawn(sys.executable, sys.orig_argv[1:], missing, root=0)
+        kinds = len(counts)
+        started = communicator.Spawn_multiple([sys.executable] * kinds, [program] * kinds, [*counts.values()], hints)
     except MPI.Exception as error:
         if communicator.rank == 0:
             logger.warning("No ranks could be started in the place of those that are lost: %s", error)
