@@ -40,6 +40,7 @@ CASES = [
     ("L0", "slow", "between steps"),
     ("L0", "hold-gil", "in negotiation"),
     ("L0", "other-order", "in negotiation"),
+    ("L0", "unwatched", "in all-reduce"),
     ("L0", "fork", "between steps"),
     ("L0", "shm-full", "before init"),
     # It comes back, with the bits of a job that was not disturbed.
@@ -51,12 +52,14 @@ CASES = [
     ("L2", "kill", "in all-reduce"),
     ("L2", "kill", "in checkpoint write"),
     ("L3", "kill", "in all-reduce"),
+    ("L3", "never-comes", "between steps"),
 ]
 HOST_CASES = [
     ("L0", "kill", "in all-reduce"),
     ("L0", "host-lost", "in negotiation"),
     ("L1", "link-cut", "in all-reduce"),
     ("L2", "host-lost", "between steps"),
+    ("L3", "kill", "in negotiation"),
 ]
 WORDS = [(SHARED_MEMORY, *words) for words in CASES] + [(HOSTS, *words) for words in HOST_CASES]
 
