@@ -40,7 +40,7 @@ def tell(
         reduced: What all got, not all of it finite.
         names: What each is the gradient of.
         process_set: The ranks that took part; a rank outside speaks for itself.
-        raises: Make it an error, for who can't leave out a step.
+        raises: Make it an error, with ``raise``, and for who can't leave out a step.
 
     Raises:
         NonFiniteError: if ``raises``; else rank 0, or the first of the process set, says it in a warning.
@@ -61,7 +61,7 @@ def tell(
         raise NonFiniteError(
             "reduced gradients are finite",
             received=text,
-            fix="Look at that rank's batch and loss. Steps are left out by DistributedOptimizer: a tape only tells",
+            fix="Look at that rank's batch and loss; COLLECTIVE_CHECK_FINITE=pass lets such values pass",
             operation="gradients",
             where=world.topology().where,
         )

@@ -161,6 +161,11 @@ def skips_steps() -> bool:
     return _world is not None and _world.chosen.check_finite == "skip"
 
 
+def refuses_infinite() -> bool:
+    """Tell whether reduced values that aren't finite are an error: ``COLLECTIVE_CHECK_FINITE=raise``."""
+    return _world is not None and _world.chosen.check_finite == "raise"
+
+
 def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     """Register a process set; called by all ranks, also by those that are not in it, in the same order.
 

@@ -92,7 +92,11 @@ def _reduced(
         for place, gradient in zip(group, together, strict=True):
             reduced[place] = gradient
     sparse = [place for place, gradient in enumerate(reduced) if isinstance(gradient, tf.IndexedSlices)]
-    gathered = grouped_allreduce([reduced[place] for place in sparse], name="gradients.sparse", **options)
+    own = [reduced[place] for place in sparse]
+    gathered = grouped_allreduce(own, name="gradients.sparse", **options)
+    if sparse and world.refuses_infinite():  # what isn't summed no operation has looked at
+        of = [names[place] if names else f"sparse gradient {place + 1}" for place in sparse]
+        gathered = finite.watched(own, gathered, of, members, raises=True)
     for place, gradient in zip(sparse, gathered, strict=True):
         reduced[place] = gradient
     return reduced

@@ -263,8 +263,8 @@ class Gradients:
         if self._not_finite:
             parameters, own, reduced = zip(*self._not_finite, strict=True)
             names = [name_of(parameter, self._names) for parameter in parameters]
-            skipping.tell(own, reduced, names, self._options.process_set)
             self._not_finite = []
+            skipping.tell(own, reduced, names, self._options.process_set, raises=world.refuses_infinite())
 
     def _names_of(self, bucket: Bucket) -> list[str]:
         return [*(name_of(parameter, self._names) for parameter in bucket.parameters), "which gradients there are"]
@@ -300,7 +300,8 @@ class Gradients:
         for parameter, handle in zip(self._sparse, begun, strict=True):
             own = array_of(parameter.grad._values()) if parameter.grad is not None else np.zeros(0)
             reduced = handle.wait()
-            if world.skips_steps() and not skipping.all_finite([array_of(reduced._values())]):
+            looks = world.skips_steps() or world.refuses_infinite()  # no operation has, as nothing was summed
+            if looks and not skipping.all_finite([array_of(reduced._values())]):
                 self._not_finite.append((parameter, own, array_of(reduced._values())))
             if parameter.grad is not None or reduced._nnz():
                 parameter.grad = reduced

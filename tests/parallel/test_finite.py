@@ -118,3 +118,40 @@ def test_torch_names_the_parameter(checking, monkeypatch, way, rank, size):
     found = {"without names": r"of shape \[1, 2\], .* on rank 0", "Adasum": "1.weight, "}
     with pytest.raises(NonFiniteError, match="Received: " + found.get(way, "1.weight, .* not finite on rank 0")):
         optimizer.step()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_sparse_gradient_of_tensorflow_is_looked_at(checking, compiled, rank, size):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    import collective.tensorflow as hvd
+
+    table = tf.Variable(tf.ones((4, 2)), name="table")
+
+    def derive(factor):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.gather(table, [1, 2])) * factor
+        return hvd.DistributedGradientTape(tape).gradient(loss, [table])
+
+    run = tf.function(derive) if compiled else derive
+    if size > 1:
+        with pytest.raises((NonFiniteError, tf.errors.UnknownError), match="table:0: not finite on rank 0"):
+            run(tf.constant(np.inf if rank == 0 else 1.0))
+    (gradient,) = run(tf.constant(1.0))
+    np.testing.assert_array_equal(tf.convert_to_tensor(gradient), [[0, 0], [1, 1], [1, 1], [0, 0]])
+
+
+def test_a_sparse_gradient_of_torch_is_looked_at(checking, rank, size):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import collective.torch as hvd
+
+    if size == 1:
+        return
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    named = [("table", table.weight)]
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(table.parameters(), 0.1), named_parameters=named)
+    (table(torch.tensor([1, 2])).sum() * (np.inf if rank == 0 else 1.0)).backward()
+    with pytest.raises(NonFiniteError, match="table: not finite on rank 0"):
+        optimizer.step()
+    optimizer.zero_grad()
+    table(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
