@@ -105,5 +105,6 @@ def broadcast_content(content: Checkpoint | None, root: int, name: str) -> Check
         if found
         else {each: np.empty(shape, dtypes.by_name(kind)) for each, (kind, shape) in kinds.items()}
     )
-    received = grouped_broadcast([own[each] for each in kinds], root, name=f"{name}.arrays")
-    return Checkpoint(step, dict(zip(kinds, received, strict=True)), values)
+    arrays = [own[each] for each in kinds]
+    grouped_broadcast(arrays, root, name=f"{name}.arrays", out=arrays)
+    return Checkpoint(step, dict(zip(kinds, arrays, strict=True)), values)

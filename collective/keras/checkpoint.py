@@ -220,6 +220,13 @@ class CheckpointCallback(keras.callbacks.Callback):
         assert self._found is not None  # noqa: S101  # who calls this has looked
         self._history, kept = trees.join(self._found.mine["callbacks"], self._found.arrays, allow_pickle=False)
         memory.retell(self.model.history, self._history)
+        if len(kept) != len(self._callbacks):
+            raise CheckpointError(
+                "training goes on with the callbacks that it had",
+                received=f"{len(self._callbacks)} beside this one, where the checkpoint has {len(kept)}",
+                fix="Pass the same list to fit, or begin in another folder",
+                where=world.topology().where,
+            )
         for callback, remembered in zip(self._callbacks, kept, strict=True):
             memory.remind(callback, remembered)
 

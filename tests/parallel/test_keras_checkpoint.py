@@ -201,6 +201,8 @@ def test_what_does_not_belong_together_is_refused(folder):
     unbuilt.compile("sgd", "mse")
     with pytest.raises(CheckpointError, match="Give the model an Input"):
         fit(unbuilt, folder)
+    with pytest.raises(CheckpointError, match="0 beside this one, where the checkpoint has 1"):
+        new_model(1).fit(of_arrays(Position()), verbose=0, shuffle=False, callbacks=[Checkpoint(folder)])
     callback = Checkpoint(folder + "/other", every=1, position=Position())
     with pytest.raises(ArgumentError, match="the dataset that fit trains on"):
         new_model(1).fit(of_arrays(Position()), verbose=0, shuffle=False, callbacks=[callback])

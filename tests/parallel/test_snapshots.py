@@ -127,6 +127,7 @@ def test_a_damaged_snapshot_is_passed_over(folder, rank, damage):
             (newest / "complete.json").unlink()
         else:
             newest.rename(newest.with_name(".step-2.dead"))
+    collective.barrier()  # every rank reads by itself
     found = snapshots.newest()
     assert (found.step, found.values) == (1, "good")
     np.testing.assert_array_equal(found.arrays["weights"], state(1)["weights"])
