@@ -27,6 +27,8 @@ CHECK_EVERY = 5
 # Float64; it takes long enough that a fault can strike while it is under way.
 LARGE = np.zeros(2**22)
 POLL = 2e-4
+# What is being written has such a name, for some milliseconds.
+SCRATCH = ".step-*"
 
 
 class Victim:
@@ -40,6 +42,8 @@ class Victim:
 
     def __init__(self, scene: Scene, triggers: Sequence[Trigger], in_place: bool) -> None:
         self.scene, self.triggers, self.in_place = scene, list(enumerate(triggers)), in_place
+        memory = settings.from_environment(os.environ).snapshot_folder
+        self._memory = Path(memory) if memory else None
 
     def reached(self, moment: str) -> None:
         """Do what is due at this moment of this step."""
@@ -128,9 +132,9 @@ class Victim:
         """Whether a checkpoint or a snapshot is being written, from a step on."""
         if self.scene.model.step < step:
             return False
-        memory = settings.from_environment(os.environ).snapshot_folder
-        folders = [self.scene.checkpoints, *([Path(memory)] if memory else [])]
-        return any(any(folder.rglob(".step-*")) for folder in folders)
+        on_disk = self.scene.checkpoints.glob(SCRATCH)
+        in_memory = self._memory.glob(f"*/{SCRATCH}") if self._memory else ()
+        return any(on_disk) or any(in_memory)
 
 
 def train(victim: Victim, model: training.Model, keep: keepers.Keep) -> None:
