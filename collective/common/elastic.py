@@ -204,8 +204,8 @@ def run_fn(func: Callable[..., Any], reset: Callable[[], None]) -> Callable[...,
                 keeping.leave_if_agreed(state)
                 skip_sync, ranks = interrupt.skip_sync, interrupt.ranks
             except Exception as error:
-                # Frameworks wrap errors in their own.
-                if not (isinstance(error, FAILURES) or world.is_lost()):
+                # Frameworks wrap errors in their own. Without memory a rank can't begin anew: threads may not start.
+                if isinstance(error, MemoryError) or not (isinstance(error, FAILURES) or world.is_lost()):
                     raise
                 # A newcomer that has nothing yet must not become the rank whose state all get.
                 if world.backend().is_newcomer and not synced:
