@@ -10,6 +10,7 @@ International Journal of High Performance Computing Applications 27(3), 2013.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -175,6 +176,10 @@ def leave() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+# A forked child has no part in the job, and none of the threads that the launcher's library would wait for.
+os.register_at_fork(after_in_child=lambda: atexit.unregister(leave))
 
 
 def _failed(communicator: MPI.Intracomm) -> list[int]:
