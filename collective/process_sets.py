@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from collective.backends.base import Backend
 
@@ -64,18 +62,3 @@ class ProcessSet:
 
 
 global_process_set = ProcessSet([])
-
-
-def table_of(process_sets: Iterable[ProcessSet], numbers: Sequence[int]) -> np.ndarray:
-    """The process sets of which all ranks are left when a job goes on with others.
-
-    Args:
-        process_sets: Registered ones.
-        numbers: Which number each of the job's ranks had before; -1: it is new.
-
-    Returns:
-        int64[sets, 1 + ranks]: its number, then 1 for each rank that is in it and 0 for each other.
-    """
-    whole = [each for each in process_sets if set(each.ranks or []) <= set(numbers)]
-    rows = [[each.process_set_id, *np.isin(numbers, each.ranks or [])] for each in whole]
-    return np.array(rows, np.int64).reshape(-1, 1 + len(numbers))

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from collective import crash, launched, log, settings, timeline
 from collective.backends import start
 from collective.backends.base import Backend
 from collective.errors import ArgumentError, MismatchError, NotInitializedError, TransportError
 from collective.monitor import link
-from collective.process_sets import ProcessSet, global_process_set, table_of
+from collective.process_sets import ProcessSet, global_process_set
+from collective.registry import Registry
 from collective.topology import Topology
 
 
@@ -26,9 +24,9 @@ class World:
     """What ``init`` sets up and ``shutdown`` takes down."""
 
     backend: Backend
-    undo_crash_hook: Callable[[], None]
     chosen: settings.Settings
-    sets: dict[int, ProcessSet] = dataclasses.field(default_factory=dict)
+    undo_crash_hook: Callable[[], None]
+    sets: Registry
 
 
 _world: World | None = None
@@ -68,23 +66,19 @@ def init(
     undo = crash.end_job_on_exception(launched_as, start.abort_mpi)
     backend = start.start(chosen, launch, os.environ, comm)
     undo()
-    _world = World(backend, lambda: None, chosen)
     global_process_set.mpi_comm = comm if hasattr(comm, "Get_group") else None
-    _begin(_world)
+    _world = World(backend, chosen, _begin(backend, chosen), Registry(backend))
     if backend.is_newcomer:
-        _keep_sets(_world, {}, before=-1)
+        _world.sets.keep((), before=-1)
     atexit.register(_shutdown_at_exit)
     # Horovod's core reads its own variable.
     theirs = backend.name == "horovod" and chosen.timeline == os.environ.get("HOROVOD_TIMELINE")
     timeline.begin(backend.topology.rank, "" if theirs else chosen.timeline, chosen.timeline_mark_cycles > 0)
     if process_sets is None or isinstance(process_sets, str):
         return
-    if backend.is_newcomer:
-        _adopt(_world, process_sets)
-        return
     try:
         for process_set in process_sets:
-            add_process_set(process_set)
+            (_world.sets.adopt if backend.is_newcomer else _world.sets.add)(process_set)
     except ArgumentError:  # the same on all ranks, as the sets are
         shutdown()
         raise
@@ -106,7 +100,7 @@ def shutdown() -> None:
     timeline.end()
     try:
         # Process sets first; the set of all ranks is the first that was made.
-        for process_set in reversed(world.sets.values()):
+        for process_set in reversed([*world.sets]):
             ending = process_set.backend
             process_set.forget()
             if ending:
@@ -137,18 +131,20 @@ def recover(ranks: int | None = None) -> None:
         Milliseconds inside a host, tenths of a second across; with new ranks, the time that they take to start.
     """
     world = _joined("recover")
-    for process_set in world.sets.values():
+    for process_set in world.sets:
         if process_set.backend:
             process_set.backend.give_up()
-    before, world.backend = rank(), world.backend.recover(ranks)
-    known, world.sets = {number: each for number, each in world.sets.items() if number}, {}
-    _begin(world)
-    _keep_sets(world, known, before)
+    before, (_, *known) = rank(), world.sets
+    backend = world.backend.recover(ranks)
+    world.undo_crash_hook()
+    world.backend, world.undo_crash_hook = backend, _begin(backend, world.chosen)
+    world.sets = Registry(backend)
+    world.sets.keep(known, before)
 
 
 def is_lost() -> bool:
     """Tell whether an operation of an elastic job has ended in the middle, so that nothing works before ``recover``."""
-    return _world is not None and any(each.backend and each.backend.is_lost for each in _world.sets.values())
+    return _world is not None and any(each.backend and each.backend.is_lost for each in _world.sets)
 
 
 def is_initialized() -> bool:
@@ -183,40 +179,7 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     Cost:
         A few messages; inside a host, shared memory of some MiB for the set.
     """
-    world = _joined("add_process_set")
-    members = process_set if isinstance(process_set, ProcessSet) else ProcessSet(process_set)
-    for each in [members] if members.mpi_comm is None else _of_communicators(world, members):
-        _add(world, each)
-    return members
-
-
-def _of_communicators(world: World, own: ProcessSet) -> list[ProcessSet]:
-    """One set for each of the different communicators that the ranks have given."""
-    own.ranks = world.backend.ranks_of(own.mpi_comm)
-    mine = np.zeros((1, world.backend.topology.size), np.uint8)
-    mine[0, own.ranks] = 1
-    _, name = begin("add_process_set")
-    everyone = world.backend.allgather(mine, name).wait()
-    different = dict.fromkeys(tuple(np.flatnonzero(row).tolist()) for row in everyone)
-    return [own if list(ranks) == own.ranks else ProcessSet(ranks) for ranks in different]
-
-
-def _add(world: World, members: ProcessSet) -> None:
-    """Register a set of ranks."""
-    _, name = begin("add_process_set")
-    ranks, size = members.ranks or [], world.backend.topology.size
-    known = [other for other in world.sets.values() if other.ranks == ranks]
-    if known or members.process_set_id is not None or not ranks or ranks[0] < 0 or ranks[-1] >= size:
-        error = ArgumentError(
-            f"a process set is some of the ranks from 0 to {size - 1}, and none like it is registered",
-            received=f"ranks={ranks}" + (f", known as {known[0]}" if known else ""),
-            fix="Use the one that is known, or remove it first" if known else "",
-            operation="add_process_set",
-            where=world.backend.topology.where,
-        )
-        world.backend.refuse("add_process_set", name, str(error))
-        raise error
-    _register(world, members, ranks, world.backend.subset(ranks, name).wait())
+    return _able_to("add_process_set").sets.add(process_set)
 
 
 def remove_process_set(process_set: ProcessSet) -> bool:
@@ -225,23 +188,12 @@ def remove_process_set(process_set: ProcessSet) -> bool:
     Returns:
         Whether it was registered; the set of all ranks can't be removed.
     """
-    world = _joined("remove_process_set")
-    number = process_set.process_set_id
-    if not number or world.sets.get(number) is not process_set:
-        return False
-    _, name = begin("remove_process_set")
-    world.backend.barrier(name).wait()
-    ending = process_set.backend
-    del world.sets[number]
-    process_set.forget()
-    if ending:
-        ending.shutdown()
-    return True
+    return _able_to("remove_process_set").sets.remove(process_set)
 
 
 def process_sets() -> dict[int, ProcessSet]:
     """The registered process sets by their number, that of all ranks first."""
-    return dict(_joined("").sets)
+    return _joined("").sets.by_number()
 
 
 def backend(operation: str = "") -> Backend:
@@ -262,8 +214,7 @@ def begin(operation: str, name: str | None = None, process_set: ProcessSet | Non
             process that a rank has forked.
     """
     if not _world or _is_child:
-        _refuse_in_child(operation)
-        _joined(operation)
+        _able_to(operation)
     members = process_set or global_process_set
     backend = members.backend
     if backend is None:
@@ -308,54 +259,13 @@ def cross_size() -> int:
     return topology().cross_size
 
 
-def _register(
-    world: World, process_set: ProcessSet, ranks: Sequence[int], backend: Backend | None, number: int | None = None
-) -> None:
-    if number is None:
-        number = next(number for number in itertools.count() if number not in world.sets)
-    process_set.register(number, ranks, backend)
-    world.sets[number] = process_set
-
-
-def _begin(world: World) -> None:
-    """Make this process's place in the job known, and the set of all ranks."""
-    place = world.backend.topology
-    log.configure(world.chosen.log_level, place.where)
+def _begin(backend: Backend, chosen: settings.Settings) -> Callable[[], None]:
+    """Make this process's place in the job known, and its crashes; returns what undoes the latter."""
+    place = backend.topology
+    log.configure(chosen.log_level, place.where)
     link.tell("joined", rank=place.rank, size=place.size)
-    world.undo_crash_hook()
-    alone = place.size == 1 and not world.backend.is_elastic
-    world.undo_crash_hook = (lambda: None) if alone else crash.end_job_on_exception(place.where, world.backend.abort)
-    _register(world, global_process_set, range(place.size), world.backend)
-
-
-def _keep_sets(world: World, known: dict[int, ProcessSet], before: int) -> None:
-    """Register those sets anew of which all ranks are left; called by all ranks of a job that goes on.
-
-    Args:
-        world: With the set of all ranks.
-        known: This rank's sets; a newcomer has none, and learns from rank 0 which there are.
-        before: This rank's number in the job that they were sets of; -1: it is a newcomer.
-    """
-    _, name = begin("recover")
-    numbers = world.backend.allgather(np.full(1, before), name).wait().tolist()
-    table = table_of(known.values(), numbers)
-    _, name = begin("recover")
-    for number, *members in world.backend.allgather(table if rank() == 0 else table[:0], name).wait().tolist():
-        ranks = np.flatnonzero(members).tolist()
-        _, name = begin("recover")
-        part = world.backend.subset(ranks, name).wait()
-        _register(world, known.pop(number, ProcessSet(ranks)), ranks, part, number)
-    for process_set in known.values():
-        process_set.forget()
-
-
-def _adopt(world: World, process_sets: Sequence[ProcessSet | Sequence[int]]) -> None:
-    """On a newcomer: take the user's objects for the sets that the job has; others can't be registered by it alone."""
-    for given in process_sets:
-        wanted = given if isinstance(given, ProcessSet) else ProcessSet(given)
-        for number, known in world.sets.items():
-            if number and known.ranks == wanted.ranks:
-                _register(world, wanted, known.ranks or (), known.backend, number)
+    alone = place.size == 1 and not backend.is_elastic
+    return (lambda: None) if alone else crash.end_job_on_exception(place.where, backend.abort)
 
 
 def check_registered(process_set: ProcessSet, operation: str) -> None:
@@ -364,7 +274,7 @@ def check_registered(process_set: ProcessSet, operation: str) -> None:
     Raises:
         NotInitializedError: it names ``operation``.
     """
-    if _world and process_set not in _world.sets.values():
+    if _world and process_set not in _world.sets:
         raise NotInitializedError(
             "a process set is registered before it is used",
             received=f"process_set={process_set}",
@@ -397,7 +307,8 @@ def _become_child() -> None:
 os.register_at_fork(after_in_child=_become_child)
 
 
-def _refuse_in_child(operation: str) -> None:
+def _able_to(operation: str) -> World:
+    """The job, for a process that is one of its ranks."""
     if _is_child:
         raise NotInitializedError(
             "operations are called by ranks, and a process that was forked from one is none",
@@ -406,6 +317,7 @@ def _refuse_in_child(operation: str) -> None:
             operation=operation,
             where=f"a child of {topology().where}",
         )
+    return _joined(operation)
 
 
 def _joined(operation: str) -> World:
