@@ -105,7 +105,7 @@ def test_a_signal_reaches_the_ranks(tmp_path):
             time.sleep(0.05)
         job.send_signal(signal.SIGTERM)
         out, _ = job.communicate(timeout=30)
-        assert job.returncode != 0
+        assert job.returncode == 128 + signal.SIGTERM
     rank = int(out.split()[0])
     deadline = time.monotonic() + 10
     while Path(f"/proc/{rank}").exists() and time.monotonic() < deadline:
