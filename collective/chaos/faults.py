@@ -374,6 +374,12 @@ FAULTS = {
         _lose_the_host, "a host lost with all its processes", IN_STEPS, victim=LAST, needs="emulated hosts"
     ),
     "daemon-lost": wait(
-        _lose_the_daemon, "the launcher's daemon on a host killed", IN_STEPS, victim=LAST, needs="hosts"
+        _lose_the_daemon,
+        "the launcher's daemon on a host killed",
+        IN_STEPS,
+        # The launcher tells of the host itself, and ends all ranks in any order.
+        says=(rf"{VICTIM}|(on node|Remote host:) +\S",),
+        victim=LAST,
+        needs="hosts",
     ),
 }
