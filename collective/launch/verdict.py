@@ -85,14 +85,12 @@ def of(blamed: Rank | None, cause: str, ranks: Sequence[Rank] = ()) -> Verdict:
 def host_lost(ranks: Sequence[Rank]) -> Verdict:
     """The verdict where a launcher tells of success, but ranks never came to their end.
 
-    The launcher has ended the ranks that it could reach. One that hasn't ended, as far as can be seen from here, is on
-    the host that was lost; where all have, the first had lost the launcher's daemon on its host.
+    The launcher has ended the ranks that it could reach, so the first to end is not to blame; one that hasn't ended, as
+    far as can be seen from here, is on the host that was lost.
     """
     cause = "the launcher tells of success, but ranks never came to their end, as when a host is lost"
     unreached = [rank for rank in ranks if rank.ended is None]
-    ended = sorted((rank for rank in ranks if rank.ended and not rank.left), key=lambda rank: rank.ended or 0)
-    suspects = unreached or ended[:1]
-    return of(suspects[0] if len({rank.host for rank in suspects}) == 1 else None, cause, ranks)
+    return of(unreached[0] if len({rank.host for rank in unreached}) == 1 else None, cause, ranks)
 
 
 def sentence(verdict: Verdict) -> str:
