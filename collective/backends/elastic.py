@@ -101,10 +101,18 @@ class ElasticBackend(MpiBackend):
         return backend
 
     def _replenished(self, left: mpi.MPI.Intracomm, wanted: int) -> mpi.MPI.Intracomm:
-        """As many ranks as are wanted, or as can be had: first where ranks were lost."""
-        lost = Counter(self._hosts) - Counter(mpi.hosts(left))
-        places = [*lost.elements(), *[""] * wanted][: wanted - left.size]
-        return recovery.replenished(left, places) or left
+        """As many ranks as are wanted, or as can be had: where ranks were lost, then where there are the fewest.
+
+        Not on a host that has none left: with one whose daemon has no rank, Open MPI's launcher can't connect them.
+        """
+        there = Counter(mpi.hosts(left))
+        lost = Counter(self._hosts) - there
+        places = [host for host in lost.elements() if host in there][: wanted - left.size]
+        for _ in range(wanted - self.topology.size):
+            places.append(min(there, key=lambda host: there[host] + places.count(host)))
+        if left.rank == 0 and len(places) < wanted - left.size:
+            logger.warning("Ranks are replaced on hosts that have others left: %d of %d go on.", left.size, wanted)
+        return recovery.replenished(left, places) or left if places else left
 
     def abort(self, status: int) -> None:  # noqa: ARG002
         """End this process only, so that the others see it; they go on."""

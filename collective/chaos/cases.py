@@ -69,7 +69,8 @@ class Case:
     @property
     def settings(self) -> dict[str, str]:
         """The library's settings, by variable."""
-        told = {name: value for each in self.triggers for name, value in FAULTS[each.fault].settings}
+        told = {"COLLECTIVE_RECOVERY_SECONDS": str(START)} if self.level == "L3" else {}
+        told |= {name: value for each in self.triggers for name, value in FAULTS[each.fault].settings}
         if self._at_start:
             told |= {"COLLECTIVE_TIMEOUT_SECONDS": str(START), "COLLECTIVE_RECOVERY_SECONDS": str(START)}
         return told

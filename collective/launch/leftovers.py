@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # only what is this user's own is touched
-# Open MPI's memory between the ranks of a host: some 17 MB for each rank that was killed together with its launcher.
-# And ours, by the names that mkstemp makes: empty, and only if a rank stopped or ended before all had opened it.
-# Theirs begin with the host's name: what another container's ranks have mapped can't be seen here.
-THEIRS, OURS = f"sm_segment.{os.uname().nodename}.*", "collective-????????"
+# Open MPI's and MPICH's memory between the ranks of a host: some 17 MB for each rank that was killed together with its
+# launcher. And ours, by the names that mkstemp makes: empty, and only if a rank ended before all had opened it.
+# Open MPI's begin with the host's name: what another container's ranks have mapped can't be seen here.
+THEIRS, OURS = (f"sm_segment.{os.uname().nodename}.*", "mpich_shm_*"), "collective-????????"
 # A file of theirs this young may be one that a starting rank hasn't mapped yet; ours stay open until they are.
 YOUNGEST = 1.0
 
@@ -31,7 +31,8 @@ def remove(since: float, folder: str = "") -> int:
         folder: The job's snapshots, if they are to go as well.
     """
     freed = 0
-    candidates = [*_between(THEIRS, since, time.time() - YOUNGEST), *_between(OURS, since, time.time())]
+    candidates = [path for pattern in THEIRS for path in _between(pattern, since, time.time() - YOUNGEST)]
+    candidates += _between(OURS, since, time.time())
     in_use = {*_mapped(), *_opened()} if candidates else set()
     for path in candidates:
         with contextlib.suppress(OSError):

@@ -86,9 +86,12 @@ def host_lost(ranks: Sequence[Rank]) -> Verdict:
     """The verdict where a launcher tells of success, but ranks never came to their end.
 
     The launcher has ended the ranks that it could reach, so the first to end is not to blame; one that hasn't ended, as
-    far as can be seen from here, is on the host that was lost.
+    far as can be seen from here, is on the host that was lost. Where there is only one host it wasn't that.
     """
-    cause = "the launcher tells of success, but ranks never came to their end, as when a host is lost"
+    cause = "the launcher tells of success, but ranks never came to their end"
+    if len({rank.host for rank in ranks}) == 1:
+        return of(min(ranks, key=lambda rank: (rank.left, rank.ended or 0)), f"ended without a word: {cause}", ranks)
+    cause += ", as when a host is lost"
     unreached = [rank for rank in ranks if rank.ended is None]
     return of(unreached[0] if len({rank.host for rank in unreached}) == 1 else None, cause, ranks)
 

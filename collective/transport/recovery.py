@@ -97,14 +97,14 @@ def replenished(communicator: MPI.Intracomm, hosts: Sequence[str]) -> MPI.Intrac
 
     Args:
         communicator: These ranks.
-        hosts: Where each of the others is started; empty names: where the launcher likes.
+        hosts: Where each of the others is started.
 
     Returns:
         None: none could be started. A warning says why.
     """
     counts, told = Counter(hosts), link.told()
     own = {"wdir": os.getcwd()} | ({"PMIX_ENVAR": f"{link.VARIABLE}={told}"} if told else {})
-    hints = [MPI.Info.Create(own | ({"host": host} if host else {})) for host in counts]
+    hints = [MPI.Info.Create({**own, "host": host}) for host in counts]
     program = ["-m", newcomer.__name__, *sys.orig_argv[1:]] if told else sys.orig_argv[1:]
     try:
         kinds = len(counts)
