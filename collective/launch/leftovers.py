@@ -31,8 +31,10 @@ def remove(since: float, folder: str = "") -> int:
         folder: The job's snapshots, if they are to go as well.
     """
     freed = 0
-    candidates = [path for pattern in THEIRS for path in _between(pattern, since, time.time() - YOUNGEST)]
-    candidates += _between(OURS, since, time.time())
+    candidates = [path for pattern in THEIRS for path in _since(pattern, since)]
+    if any(_since(pattern, time.time() - YOUNGEST) for pattern in THEIRS):
+        time.sleep(YOUNGEST)
+    candidates += _since(OURS, since)
     in_use = {*_mapped(), *_opened()} if candidates else set()
     for path in candidates:
         with contextlib.suppress(OSError):
@@ -44,13 +46,15 @@ def remove(since: float, folder: str = "") -> int:
     return freed
 
 
-def _between(pattern: str, since: float, until: float) -> Iterator[Path]:
-    """The user's files of a name and of an age."""
+def _since(pattern: str, since: float) -> list[Path]:
+    """The user's files of a name that are not older."""
+    found = []
     for path in MEMORY.glob(pattern):
         with contextlib.suppress(OSError):
-            found = path.lstat()
-            if found.st_uid == os.geteuid() and since <= found.st_mtime <= until:
-                yield path
+            known = path.lstat()
+            if known.st_uid == os.geteuid() and known.st_mtime >= since:
+                found.append(path)
+    return found
 
 
 def _opened() -> Iterator[str]:
