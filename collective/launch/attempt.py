@@ -101,8 +101,9 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
             monitor.close()
     ranks = monitor.ranks if monitor else []
     if not status and ranks and not any(rank.left for rank in ranks if rank.rank == 0):
-        # Launchers have been seen to end with 0 when a host was lost.
-        return Ending(STATUS_OF_AN_INCOMPLETE_JOB, stopped, seconds, verdict.host_lost(ranks))
+        # Launchers have been seen to end with 0 when a host was lost, and when all ranks of an elastic job have failed.
+        found = verdict.judge(ranks, None, attempt.ranks) if verdict.has_failed(ranks) else verdict.host_lost(ranks)
+        return Ending(STATUS_OF_AN_INCOMPLETE_JOB, stopped, seconds, found)
     if given_up and given_up.rank:
         return Ending(status, stopped, seconds, verdict.of(given_up.rank, given_up.cause, ranks))
     # The status of a launcher that was ended from here says nothing.

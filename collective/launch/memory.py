@@ -40,8 +40,7 @@ class Memory:
             _forget_abandoned()
             # The name is as hard to guess on the other hosts, whose ranks make the folder there.
             self._folder = tempfile.mkdtemp(prefix=PREFIX, dir=leftovers.MEMORY)
-            self._lock = os.open(Path(self._folder) / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._claim()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,6 +55,14 @@ class Memory:
         """What the ranks' environment has to say."""
         return {VARIABLE: self._folder} if self._folder else {}
 
+    def forget(self) -> None:
+        """Remove the snapshots of a job that may be started again, on all hosts."""
+        self.tidy(self._folder)
+        if self._folder:
+            os.close(self._lock)
+            Path(self._folder).mkdir(mode=0o700)
+            self._claim()
+
     def tidy(self, folder: str = "") -> None:
         """Remove what dead ranks have left on all hosts; the snapshots, ``folder``, at the end only.
 
@@ -65,6 +72,10 @@ class Memory:
         others = sorted(name for name in self._hosts if not machines.is_local(name))
         command = [sys.executable, "-I", leftovers.__file__, str(self._began), *([folder] if folder else [])]
         machines.run_on(others, self._agent, command)
+
+    def _claim(self) -> None:
+        self._lock = os.open(Path(self._folder) / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
 
 def _forget_abandoned() -> None:

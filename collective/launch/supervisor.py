@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import NamedTuple
 
-from collective.errors import LaunchError
+from collective.errors import DivergenceError, LaunchError
 from collective.launch.attempt import STATUS_OF_AN_INCOMPLETE_JOB, Attempt, Ending, run, say
 from collective.launch.fleet import Fleet, Hosts
 from collective.launch.memory import Memory
@@ -65,7 +65,10 @@ def supervise(start: Start, fleet: Fleet, restarts: int, memory: Memory, report:
                 failures += 1
                 name = f"restart {failures} of {restarts}"
                 goes_on = failures <= restarts and bool(tries[-1].ranks)
-            if ending.status:
+            if ending.status and ending.verdict.get("error") == DivergenceError.__name__:
+                say("the snapshots in memory are forgotten: nobody knows since when the replicas had drifted apart")
+                memory.forget()
+            elif ending.status:
                 memory.tidy()
             if goes_on and not tries[-1].asks:
                 time.sleep(min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE))

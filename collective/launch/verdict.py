@@ -76,6 +76,11 @@ def absent(ranks: Sequence[Rank], expected: int) -> str:
     return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} of {expected}"
 
 
+def has_failed(ranks: Sequence[Rank]) -> bool:
+    """Whether a rank has told of a failure from which no others have recovered since."""
+    return max(rank.failed for rank in ranks) > max(rank.joined for rank in ranks)
+
+
 def of(blamed: Rank | None, cause: str, ranks: Sequence[Rank] = ()) -> Verdict:
     """The verdict that a rank is to blame, or no single one; see ``judge``."""
     own = {"rank": None} if blamed is None else _seen(blamed)

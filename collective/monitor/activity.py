@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
@@ -9,26 +10,31 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # Of an operation's description: a step's gradients may be thousands, and this is told every second.
 LONGEST_TEXT = 2000
+# Seconds within which a thread that waits looks again; it does so every millisecond, if it gets a core.
+LOOKS_WITHIN = 2.0
 # The library's own threads end with this; their stacks tell a user nothing.
 OWN_THREADS = "collective-"
 
 
-class Wait(NamedTuple):
+@dataclasses.dataclass(slots=True)
+class Wait:
     """A thread that waits for other ranks.
 
     Attributes:
         operation: What for; made a text only when somebody asks.
         since: By ``time.perf_counter``.
         whom: Says which ranks.
+        looked: When it last looked whether they have come. Whoever looks no more, as in a signal's handler, is late.
     """
 
     operation: object
     since: float
     whom: Callable[[], str]
+    looked: float = float("inf")
 
 
 # By thread. Only waits of more than a millisecond are noted: those that somebody may ask for.
@@ -59,11 +65,13 @@ def count_step() -> None:
 
 def now() -> dict[str, Any]:
     """What a status message says."""
-    longest = min(list(waits.values()), key=lambda wait: wait.since, default=None)
+    present = time.perf_counter()
+    waiting = [wait for wait in list(waits.values()) if present - wait.looked < LOOKS_WITHIN]
+    longest = min(waiting, key=lambda wait: wait.since, default=None)
     return {
         "step": step,
         "operation": str(longest.operation if longest else last_operation())[:LONGEST_TEXT],
-        "waited_seconds": round(time.perf_counter() - longest.since, 3) if longest else 0,
+        "waited_seconds": round(present - longest.since, 3) if longest else 0,
         "waits_for": longest.whom() if longest else "",
         **memory(),
     }

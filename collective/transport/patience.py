@@ -63,10 +63,12 @@ class Patience:
     def _wait(self, test: Callable[[], bool], whom: Callable[[], str], for_bytes: bool) -> None:
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
+        told = activity.Wait(self.operation, started, whom)
         while not test():
-            waited = time.perf_counter() - started
-            if waited > AWAKE and threading.get_ident() not in activity.waits:
-                activity.waits[threading.get_ident()] = activity.Wait(self.operation, started, whom)
+            told.looked = time.perf_counter()
+            waited = told.looked - started
+            if waited > AWAKE:
+                activity.waits.setdefault(threading.get_ident(), told)
             if for_bytes:  # to ask for a message moves messages by itself
                 time.sleep(min(max(waited * SLEEP_SHARE_FOR_BYTES, SHORTEST_SLEEP_FOR_BYTES), LONGEST_SLEEP))
             elif waited < AWAKE:

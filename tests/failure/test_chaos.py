@@ -51,6 +51,7 @@ CASES = [
     ("L1", "damaged-checkpoint", "between steps"),
     ("L2", "kill", "in all-reduce"),
     ("L2", "kill", "in checkpoint write"),
+    ("L2", "drift", "between steps"),
     ("L3", "kill", "in all-reduce"),
     ("L3", "never-comes", "between steps"),
 ]

@@ -392,3 +392,12 @@ def test_ranks_that_wait_for_one_whose_process_has_ended_are_ended(monitor):
 def test_the_verdict_is_the_same_for_ranks_that_said_nothing():
     rank = Rank(ends(bytes(32))[0], "a", 1, "process 0 of 1", 0, rank=0, ended=1.0)
     assert verdict.judge([rank], 7, 1)["cause"] == "ended without a word, and the job with status 7"
+
+
+def test_a_thread_that_waits_without_looking_does_not_count_as_waiting(monkeypatch):
+    now = time.perf_counter()
+    waits = {1: activity.Wait("barrier", now - 9, lambda: "rank 1", looked=now)}
+    monkeypatch.setattr(activity, "waits", waits)
+    assert activity.now()["waited_seconds"] >= 9
+    waits[1].looked = now - 5
+    assert activity.now()["waited_seconds"] == 0
