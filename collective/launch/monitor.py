@@ -24,6 +24,8 @@ from collective.monitor.link import HELLO, NEWCOMER, VARIABLE, WELCOME
 # How long a connection may take to prove that it has the key, and a message to arrive once it has begun.
 SECONDS = 5.0
 CONNECTIONS_AT_ONCE = 16
+# A rank tells its status every second; after so long it isn't just late with that.
+SILENT_SECONDS = 3.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,6 +75,10 @@ class Rank:
         """Such as ``rank 1 on host node3 (process 4711)``."""
         number = self.launched_as if self.rank is None else f"rank {self.rank}"
         return f"{number} on host {self.host} (process {self.process})"
+
+    def waited(self, at: float) -> float:
+        """Seconds that it had waited for others at a time, by what it said last; 0 if it said nothing any more."""
+        return self.said.get("waited_seconds", 0) if at - self.heard < SILENT_SECONDS else 0
 
 
 class Monitor:

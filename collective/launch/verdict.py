@@ -62,10 +62,10 @@ def awaited_in_vain(first: Rank, ranks: Sequence[Rank]) -> Rank | None:
     alive = [rank for rank in ranks if not rank.left and (rank.ended is None or rank.ended > first.failed)]
     chain = [first]
     while awaited := [rank for rank in alive if rank not in chain and rank.rank in _awaited(chain[-1])]:
-        chain.append(min(awaited, key=lambda rank: (rank.failure is not None, rank.said.get("waited_seconds", 0) > 0)))
+        chain.append(min(awaited, key=lambda rank: (rank.failure is not None, rank.waited(first.failed) > 0)))
     if not chain[-1].failure:
         return chain[-1]
-    return next((rank for rank in alive if not rank.failure and not rank.said.get("waited_seconds")), None)
+    return next((rank for rank in alive if not rank.failure and not rank.waited(first.failed)), None)
 
 
 def absent(ranks: Sequence[Rank], expected: int) -> str:

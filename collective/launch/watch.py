@@ -14,8 +14,6 @@ from collective.launch.verdict import absent, awaited_in_vain
 from collective.monitor import activity
 from collective.settings import Settings
 
-# A rank tells its status every second; after so long it isn't just late with that.
-SILENT_SECONDS = 5.0
 # How long a rank may take to tell where it is.
 ANSWER_SECONDS = 2.0
 # How long a launcher, and ranks that are in init, may outlive ranks that ended without leaving the job.
@@ -82,11 +80,8 @@ class Watch:
 
     def _look_for_late(self, present: Sequence[Rank]) -> None:
         waiting = [rank for rank in present if rank.said.get("waited_seconds", 0) > self._stall]
-        late = [rank for rank in present if _silence(rank) > self._stall] or [
-            rank
-            for rank in present
-            if waiting and (not rank.said.get("waited_seconds") or _silence(rank) > SILENT_SECONDS)
-        ]
+        silent = [rank for rank in present if _silence(rank) > self._stall]
+        late = silent or [rank for rank in present if waiting and not rank.waited(time.monotonic())]
         for rank in late:
             asked = self._asked.get(rank)
             if asked is None:

@@ -401,3 +401,14 @@ def test_a_thread_that_waits_without_looking_does_not_count_as_waiting(monkeypat
     assert activity.now()["waited_seconds"] >= 9
     waits[1].looked = now - 5
     assert activity.now()["waited_seconds"] == 0
+
+
+def test_a_rank_that_was_stopped_while_it_waited_is_to_blame(monitor):
+    channels = [joined(monitor, number, waited_seconds=9, waits_for="other ranks") for number in range(2)]
+    until(lambda: len(monitor.ranks) == 2 and all(rank.said for rank in monitor.ranks))
+    told = {"cause": "in time", "error": "TransportError", "waits_for": "other ranks"}
+    channels[0].send("failure", **told, operation="barrier")
+    until(lambda: any(rank.failure for rank in monitor.ranks))
+    assert verdict.judge(monitor.ranks, 1, 2)["rank"] == 0  # both waited; who gave up is all that is known
+    next(rank for rank in monitor.ranks if rank.rank == 1).heard -= 60
+    assert verdict.judge(monitor.ranks, 1, 2)["rank"] == 1
