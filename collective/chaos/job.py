@@ -33,12 +33,14 @@ class Job:
         status: Its exit status; None: it had to be killed.
         ended: When, in seconds from its start; so are all times.
         events: What the victims told, with ``at``.
+        record: Their starts and ends as they wrote them down, in order.
         said: The lines on stderr and the other ones on stdout, with when.
     """
 
     status: int | None = None
     ended: float = 0.0
     events: list[Event] = dataclasses.field(default_factory=list)
+    record: list[Event] = dataclasses.field(default_factory=list)
     said: list[tuple[float, str]] = dataclasses.field(default_factory=list)
 
     def all(self, kind: str) -> list[Event]:

@@ -15,6 +15,7 @@ from collective.chaos import job, leftovers, surroundings, training
 from collective.chaos.cases import COMES_BACK, HOSTS, Case
 from collective.chaos.faults import ENDS, GOES_ON
 from collective.chaos.job import Event, Job
+from collective.chaos.scene import RECORD
 from collective.chaos.surroundings import Network, Surroundings
 
 # Seconds for a start, with all imports; for a whole training; and more than a bound, until a hang is called one.
@@ -90,6 +91,7 @@ def judge(case: Case, network: Network, folder: Path | None = None, patience: fl
     with surroundings.set_up(case, network, folder) as around:
         report = around.folder / "report.json"
         done = job.run(_command(case, network, around, report), _environment(case, around), _deadline(case, patience))
+        done.record = _recorded(around.folder / RECORD)
         may_stay = case.fault.leaves
         found.left = [
             f"process {words}" for words in leftovers.end_all(known) if not re.search(may_stay or "$^", words)
@@ -101,6 +103,15 @@ def judge(case: Case, network: Network, folder: Path | None = None, patience: fl
     found.complaints += [f"left behind: {what}" for what in found.left]
     _measure(found, case, done)
     return found
+
+
+def _process(event: Event) -> tuple[str, int]:
+    return event.get("host", ""), event["process"]
+
+
+def _recorded(file: Path) -> list[Event]:
+    """What the ranks wrote down; nothing if none came so far."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _command(case: Case, network: Network, around: Surroundings, report: Path) -> list[str]:
@@ -156,12 +167,13 @@ def _end_complaints(case: Case, done: Job, patience: float) -> Iterator[str]:
     if done.status != 0:
         yield f"it ended with status {done.status}"
         return
-    starts = len({event["process"] for event in done.all("start") if event["rank"] == 0})
+    begun = [event for event in done.record if event["event"] == "start"]
+    starts = len({event["process"] for event in begun if event["rank"] == 0})
     if case.then == GOES_ON and starts > 1:
         yield f"it was started {starts} times"
-    last = max(event["at"] for event in done.all("start"))
-    finished = [event for event in done.all("finished") if event["at"] > last]
-    sizes = schedule(done.all("start"))
+    sizes = schedule(begun)
+    last = [_process(event) for event in begun[-sizes[-1] :]]
+    finished = [event for event in done.record if event["event"] == "finished" and _process(event) in last]
     expected = training.undisturbed(sizes)
     wrong = [event["rank"] for event in finished if event["digest"] != expected]
     if len(finished) != sizes[-1]:

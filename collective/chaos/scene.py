@@ -18,6 +18,7 @@ from collective.reduce_ops import ReduceOp, Sum
 
 # Begins every line that the judge reads.
 MARK = "chaos "
+RECORD = "record"
 
 
 @dataclasses.dataclass
@@ -45,15 +46,29 @@ class Scene:
     ends_early: bool = False
 
     @property
+    def record(self) -> Path:
+        """Where the ranks write when they started and finished."""
+        return self.folder / RECORD
+
+    @property
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
         return self.folder / "checkpoints"
 
 
-def say(event: str, **fields: object) -> None:
-    """Tell the judge something, in one piece, and before anything else happens."""
-    line = MARK + json.dumps({"event": event, "host": socket.gethostname(), "process": os.getpid(), **fields})
-    os.write(1, f"{line}\n".encode())
+def say(event: str, record: Path | None = None, **fields: object) -> None:
+    """Tell the judge something, in one piece, and before anything else happens.
+
+    Args:
+        event: What.
+        record: A file to write it to as well: launchers that end a job lose what its ranks say meanwhile.
+        fields: More about it.
+    """
+    line = json.dumps({"event": event, "host": socket.gethostname(), "process": os.getpid(), **fields}) + "\n"
+    os.write(1, (MARK + line).encode())
+    if record:
+        with record.open("ab", buffering=0) as file:
+            file.write(line.encode())
 
 
 def in_main_thread(action: Callable[[], None]) -> None:

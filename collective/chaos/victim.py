@@ -141,7 +141,7 @@ def train(victim: Victim, model: training.Model, keep: keepers.Keep) -> None:
     """Train from a state to the end; called by all ranks."""
     scene = victim.scene
     scene.model, scene.rank = model, collective.rank()
-    say("start", rank=scene.rank, size=collective.size(), step=scene.model.step)
+    say("start", scene.record, rank=scene.rank, size=collective.size(), step=scene.model.step)
     while scene.model.step < training.STEPS and not scene.ends_early:
         collective.report_step(scene.model.step)
         victim.step()
@@ -165,7 +165,7 @@ def main(words: Sequence[str] | None = None) -> None:
     victim.reached(trigger.BEFORE_INIT)
     collective.init()
     keepers.LEVELS[told.level](functools.partial(train, victim), scene.checkpoints)
-    say("finished", rank=collective.rank(), digest=training.digest(scene.model))
+    say("finished", scene.record, rank=collective.rank(), digest=training.digest(scene.model))
 
 
 if __name__ == "__main__":

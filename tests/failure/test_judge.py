@@ -25,14 +25,18 @@ def ended(status=0, at=9.0, digest=None, second_size=2):
     """A job of two ranks that was killed at 3 s, started again, and has ended."""
     sizes = [2] * 10 + [second_size] * (STEPS - 10)
     digest = digest or undisturbed(sizes)
-    events = [
-        {"event": "start", "rank": 0, "process": 1, "step": 0, "size": 2, "at": 1.0},
-        {"event": "fault", "rank": 1, "process": 2, "step": 12, "at": 3.0},
-        {"event": "start", "rank": 0, "process": 3, "step": 10, "size": second_size, "at": 6.0},
-        {"event": "step", "rank": 0, "process": 3, "step": 11, "at": 6.5},
-        *({"event": "finished", "rank": rank, "digest": digest, "at": at} for rank in range(second_size)),
+    first = [
+        {"event": "start", "rank": each, "process": 1 + each, "step": 0, "size": 2, "at": 1.0} for each in range(2)
     ]
-    return Job(status, at, events, [(3.1, "rank 1 was killed")])
+    told = {"step": 10, "size": second_size, "digest": digest}
+    second = [
+        {"event": kind, "rank": rank, "process": 3 + rank, "at": when, **told}
+        for kind, when in (("start", 6.0), ("finished", at))
+        for rank in range(second_size)
+    ]
+    fault = {"event": "fault", "rank": 1, "process": 2, "step": 12, "at": 3.0}
+    step = {"event": "step", "rank": 0, "process": 3, "step": 11, "at": 6.5}
+    return Job(status, at, [*first, fault, *second, step], [*first, *second], [(3.1, "rank 1 was killed")])
 
 
 def complaints(done, level="L1", *triggers):
@@ -47,12 +51,12 @@ def test_a_job_that_comes_back_as_it_has_to_is_not_complained_of():
 def test_wrong_bits_a_missing_rank_and_a_bad_status_are_seen():
     assert complaints(ended(digest="0")) == ["other bits than an undisturbed job's on ranks [0, 1]"]
     lacking = ended()
-    lacking.events.pop()
+    lacking.record.pop()
     assert complaints(lacking) == ["1 of 2 ranks came to their end"]
     assert complaints(ended(status=1)) == ["it ended with status 1"]
     assert complaints(ended(status=None))[0] == "it had to be killed"
     late = ended()
-    late.events[3]["at"] = 60.0
+    late.events[-1]["at"] = 60.0
     assert "it took its next step 57.0 s after the fault" in complaints(late)[0]
 
 
@@ -67,7 +71,7 @@ def test_a_job_that_has_to_end_is_complained_of_when_it_does_not_or_says_nothing
 
 def test_a_fault_that_did_not_happen_is_told():
     nothing = ended()
-    del nothing.events[1]
+    del nothing.events[2]
     assert complaints(nothing) == ["0 of 1 faults happened"]
 
 
