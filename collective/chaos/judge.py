@@ -99,7 +99,7 @@ def judge(case: Case, network: Network, folder: Path | None = None, patience: fl
         if done.status is not None:  # else what is there is the judge's doing
             found.left += sorted(_files(around.temporary) - before)
         found.complaints = list(_complaints(case, done, patience))
-        found.complaints += _report_complaints(case, report)
+        found.complaints += _report_complaints(case, done, report)
     found.complaints += [f"left behind: {what}" for what in found.left]
     _measure(found, case, done)
     return found
@@ -204,7 +204,7 @@ def _resumed(done: Job) -> float | None:
     return steps[0] - fault["at"] if steps else None
 
 
-def _report_complaints(case: Case, report: Path) -> Iterator[str]:
+def _report_complaints(case: Case, done: Job, report: Path) -> Iterator[str]:
     """Whether the supervisor's report blames the victim, and says of what."""
     if case.then == GOES_ON:
         return
@@ -217,7 +217,10 @@ def _report_complaints(case: Case, report: Path) -> Iterator[str]:
         return
     blamed = set[int]().union(*map(_blamed, attempts))
     victims = {each.rank for each in case.triggers}
-    if case.fault.blamed and not victims & blamed:
+    # Ranks that go on in place get other numbers.
+    processes = {event["process"] for event in done.all("fault")}
+    is_named = victims & blamed or any(told.get("process") in processes for told in attempts)
+    if case.fault.blamed and not is_named:
         yield f"the report names ranks {blamed} and not {victims}: {[told.get('cause') for told in attempts]}"
     if not all(told.get("cause") for told in attempts):
         yield "the report names no cause"
