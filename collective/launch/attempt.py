@@ -69,12 +69,14 @@ class Ending(NamedTuple):
         stopped: Whether this process was told to stop.
         seconds: How long it ran.
         verdict: See ``verdict.judge``.
+        launcher: The launcher's process number; 0: there was none.
     """
 
     status: int
     stopped: bool
     seconds: float
     verdict: dict[str, Any]
+    launcher: int = 0
 
 
 def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractContextManager[None]]) -> Ending:
@@ -92,7 +94,7 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
         variables = monitor.variables if monitor else {}
         with watched(functools.partial(_tell, monitor)), _scratch() as scratch:
             environment = {SCRATCH: scratch, **attempt.environment, **variables}
-            status, stopped, given_up = _run(attempt.line, environment, watch)
+            launcher, status, stopped, given_up = _run(attempt.line, environment, watch)
         seconds = time.monotonic() - began
         if monitor:
             monitor.hear_out(LAST_WORDS_SECONDS)
@@ -103,15 +105,15 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
     if not status and ranks and not any(rank.left for rank in ranks if rank.rank == 0):
         # Launchers have been seen to end with 0 when a host was lost, and when all ranks of an elastic job have failed.
         found = verdict.judge(ranks, None, attempt.ranks) if verdict.has_failed(ranks) else verdict.host_lost(ranks)
-        return Ending(STATUS_OF_AN_INCOMPLETE_JOB, stopped, seconds, found)
+        return Ending(STATUS_OF_AN_INCOMPLETE_JOB, stopped, seconds, found, launcher)
     if given_up and given_up.rank:
-        return Ending(status, stopped, seconds, verdict.of(given_up.rank, given_up.cause, ranks))
+        return Ending(status, stopped, seconds, verdict.of(given_up.rank, given_up.cause, ranks), launcher)
     # The status of a launcher that was ended from here says nothing.
     told = None if given_up else status
     found = verdict.judge(ranks, told, attempt.ranks, activity.out_of_memory_kills() != kills)
     if given_up:
         found["cause"] = f"{found['cause']}; {given_up}"
-    return Ending(status, stopped, seconds, found)
+    return Ending(status, stopped, seconds, found, launcher)
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
@@ -149,8 +151,8 @@ def address(remote: bool, head: str, scheduled: bool) -> str:
     return "" if ipaddress.ip_address(found).is_loopback else found
 
 
-def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tuple[int, bool, GivenUp | None]:
-    """Run the launcher; its status, whether this process was told to stop, and why it was given up."""
+def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tuple[int, int, bool, GivenUp | None]:
+    """Run the launcher; its number and status, whether this process was told to stop, and why it was given up."""
     told: list[int] = []
     launcher = subprocess.Popen(line.arguments, env=dict(environment))
 
@@ -180,7 +182,9 @@ def _run(line: Line, environment: Mapping[str, str], watch: Watch | None) -> tup
     status = status if status >= 0 else verdict.SIGNALLED - status
     if told and status:  # launchers tell of a signal in ways of their own
         status = verdict.SIGNALLED + told[0]
-    return (status or STATUS_OF_AN_INCOMPLETE_JOB) if given_up else status, bool(told), given_up
+    if given_up:
+        status = status or STATUS_OF_AN_INCOMPLETE_JOB
+    return launcher.pid, status, bool(told), given_up
 
 
 def _status(launcher: subprocess.Popen[bytes], seconds: float) -> int | None:

@@ -1,7 +1,8 @@
-"""What the ranks of a job that died have left in /dev/shm of a host: found, and removed.
+"""What a job that died has left on a host: memory in /dev/shm and the launcher's daemons, found and removed.
 
 A program of its own, which needs nothing but Python, because it also runs on hosts where only the job's ranks ran:
-``python leftovers.py SINCE [FOLDER]`` removes what is younger than SINCE (seconds of the Unix epoch), and FOLDER.
+``python leftovers.py SINCE JOBS [FOLDER]`` removes what is younger than SINCE (seconds of the Unix epoch), the daemons
+of JOBS (names with commas between), and FOLDER.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # only what is this user's own is touched
@@ -21,6 +23,8 @@ MEMORY = Path("/dev/shm")  # noqa: S108  # only what is this user's own is touch
 THEIRS, OURS = (f"sm_segment.{os.uname().nodename}.*", "mpich_shm_*"), "collective-????????"
 # A file of theirs this young may be one that a starting rank hasn't mapped yet; ours stay open until they are.
 YOUNGEST = 1.0
+# The argument before the job's name, of a daemon of Open MPI 5.
+NAMES_JOB = b"ess_base_nspace"
 
 
 def remove(since: float, folder: str = "") -> int:
@@ -71,5 +75,22 @@ def _mapped() -> Iterator[str]:
             yield from (line.split(maxsplit=5)[5].strip() for line in lines if f" {MEMORY}/" in line)
 
 
+def end_daemons(jobs: Collection[str]) -> None:
+    """End this user's daemons of jobs whose launchers have ended: one that was just starting may not notice that.
+
+    Args:
+        jobs: What Open MPI 5 calls them, such as ``prterun-node1-4711``.
+    """
+    wanted = {f"{job}@0".encode() for job in jobs}
+    for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = arguments.read_bytes().split(b"\0")
+            is_daemon = NAMES_JOB in words and words[words.index(NAMES_JOB) + 1] in wanted
+            if is_daemon and arguments.stat().st_uid == os.geteuid():
+                os.kill(int(arguments.parent.name), signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    remove(float(sys.argv[1]), *sys.argv[2:])
+    since, jobs, *folder = sys.argv[1:]
+    end_daemons(jobs.split(","))
+    remove(float(since), *folder)

@@ -32,6 +32,7 @@ class Memory:
     def __init__(self, hosts: Set[str], launch_agent: str, keeps: bool) -> None:
         self._hosts, self._agent, self._keeps = hosts, launch_agent, keeps
         self._began = time.time()
+        self._jobs: list[str] = []
         self._folder = ""
         self._lock = -1
 
@@ -55,6 +56,10 @@ class Memory:
         """What the ranks' environment has to say."""
         return {VARIABLE: self._folder} if self._folder else {}
 
+    def started(self, launcher: int) -> None:
+        """Note the process number of a launcher, whose daemons may stay on other hosts when it ends."""
+        self._jobs.append(f"prterun-{os.uname().nodename}-{launcher}")
+
     def forget(self) -> None:
         """Remove the snapshots of a job that may be started again, on all hosts."""
         self.tidy(self._folder)
@@ -64,13 +69,15 @@ class Memory:
             self._claim()
 
     def tidy(self, folder: str = "") -> None:
-        """Remove what dead ranks have left on all hosts; the snapshots, ``folder``, at the end only.
+        """Remove what a job that has ended left on all hosts; the snapshots, ``folder``, at the end only.
 
         Cost: a command on every other host, all at once.
         """
+        leftovers.end_daemons(self._jobs)
         leftovers.remove(self._began, folder)
         others = sorted(name for name in self._hosts if not machines.is_local(name))
-        command = [sys.executable, "-I", leftovers.__file__, str(self._began), *([folder] if folder else [])]
+        told = [str(self._began), ",".join(self._jobs), *([folder] if folder else [])]
+        command = [sys.executable, "-I", leftovers.__file__, *told]
         machines.run_on(others, self._agent, command)
 
     def _claim(self) -> None:

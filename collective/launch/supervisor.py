@@ -91,6 +91,7 @@ def _once(start: Start, fleet: Fleet, memory: Memory, again: bool, name: str) ->
     if again:
         say(f"{name}, on {ranks} ranks")
     ending = run(attempt, functools.partial(fleet.watched, ranks, hosts))
+    memory.started(ending.launcher)
     if ending.status not in (0, START_AGAIN) and not ending.stopped:
         fleet.blame(_blamed(attempt, ending))
     return _Try(ranks, ending, ending.status == START_AGAIN and fleet.has_told)

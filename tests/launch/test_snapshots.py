@@ -230,7 +230,7 @@ def test_segments_of_dead_ranks_are_removed_and_those_in_use_are_not(tmp_path, m
         os.utime(paths["old"], (began - 60, began - 60))
         with open(paths["mapped"], "r+b") as file, mmap.mmap(file.fileno(), 0):
             time.sleep(0.01)
-            done = [sys.executable, "-I", leftovers.__file__, str(began)]
+            done = [sys.executable, "-I", leftovers.__file__, str(began), ""]
             freed = leftovers.remove(began)
             assert subprocess.run(done, check=False).returncode == 0
             assert freed >= 5000
@@ -238,6 +238,19 @@ def test_segments_of_dead_ranks_are_removed_and_those_in_use_are_not(tmp_path, m
     finally:
         for path in paths.values():
             path.unlink(missing_ok=True)
+
+
+def test_daemons_that_outlived_their_launcher_are_ended_and_no_others():
+    words = [sys.executable, "-c", "import time; time.sleep(60)", "--prtemca", "ess_base_nspace"]
+    jobs = [subprocess.Popen([*words, f"prterun-node1-{number}@0"]) for number in (4711, 47115)]
+    try:
+        leftovers.end_daemons(["prterun-node1-4711"])
+        assert jobs[0].wait(10) == -signal.SIGKILL
+        assert jobs[1].poll() is None
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
 
 
 def test_the_example_of_the_documentation_ends_alike_with_a_rank_killed(tmp_path):
