@@ -66,7 +66,7 @@ class Watch:
         return (
             self._alone()
             or self._missing(present)
-            or self._silent([rank for rank in self._monitor.ranks if rank.ended is None])
+            or self._silent(present)
             or self._stranded(present)
             or self._unheard(present)
         )
@@ -121,9 +121,10 @@ class Watch:
         return GivenUp(text) if waited > self._start else None
 
     def _silent(self, present: Sequence[Rank]) -> GivenUp | None:
-        """Which rank or host is not heard of any more, be it that it has left the job and doesn't end."""
-        for rank in present:
-            if _silence(rank) > self._timeout:
+        """Which rank or host is not heard of any more."""
+        # Also one that has left the job and doesn't end.
+        for rank in self._monitor.ranks:
+            if rank.ended is None and _silence(rank) > self._timeout:
                 return GivenUp(_told(rank), rank)
         for host in dict.fromkeys(rank.host for rank in present):
             there = [rank for rank in present if rank.host == host]
