@@ -7,7 +7,6 @@ By hand, as root: python -m collective.chaos.emulated 4:1 1gbit COMMAND... runs 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import shutil
@@ -19,9 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from collective.errors import LaunchError
+
 # 198.18.0.0/15 is set aside for tests of networks, so it meets no real one.
 NETWORKS = tuple(f"198.{second}.{third}" for second in (18, 19) for third in range(256))
-NUMBERS = itertools.count(1)
+BRIDGE = "clbr{}"
 # What ssh gives a command: a fresh environment on a host with a name of its own. Options such as ssh's -x are dropped.
 AGENT = """#!/bin/sh
 while [ "${1#-}" != "$1" ]; do shift; done
@@ -68,12 +69,16 @@ def obstacle() -> str:
 def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
     """Bring ``count`` hosts up, each link shaped to ``rate``, and take them down again whatever happens.
 
-    Names and network hold this process's number, so test runs side by side don't meet. A killed run's are removed.
+    Several may be up at a time, of one process or many, none on another's network. Those of a killed one are removed.
+
+    Raises:
+        LaunchError: when all networks are taken.
     """
     _sweep()
-    number = next(NUMBERS)
+    number = _bridge()
+    network, bridge = NETWORKS[number], BRIDGE.format(number)
+    # The process is in the names, so that others see when nobody is left who would remove them.
     tag = f"cl{os.getpid()}n{number}"
-    network = NETWORKS[(os.getpid() + number * 37) % len(NETWORKS)]
     up = Hosts(
         addresses=tuple(f"{network}.{k}" for k in range(1, count + 1)),
         names=tuple(f"{tag}h{k}" for k in range(1, count + 1)),
@@ -82,13 +87,8 @@ def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
     )
     up.agent.write_text(AGENT.replace("{tag}", tag))
     up.agent.chmod(0o755)
-    bridge = f"{tag}br"
     try:
-        _sh(
-            f"ip link add {bridge} type bridge",
-            f"ip link set {bridge} up",
-            f"ip addr add {network}.254/24 dev {bridge}",
-        )
+        _sh(f"ip link set {bridge} up", f"ip addr add {network}.254/24 dev {bridge}")
         for name, address in zip(up.names, up.addresses, strict=True):
             _add(name, address, bridge, rate)
         yield up
@@ -102,6 +102,20 @@ def mend(name: str) -> None:
     """End what still runs on a host, and put its link up again."""
     _end_processes(name)
     _sh(f"ip -n {name} link set eth0 up")
+
+
+def _bridge() -> int:
+    """Take a network that nobody has, by adding its bridge: where two add the same, the kernel refuses one of them."""
+    for number in range(len(NETWORKS)):
+        command = ["ip", "link", "add", BRIDGE.format(number), "type", "bridge"]
+        added = subprocess.run(command, capture_output=True, text=True, check=False)
+        if added.returncode == 0:
+            return number
+    raise LaunchError(
+        "emulated hosts need a bridge of their own",
+        received=added.stderr.strip(),
+        fix=f"End other emulations; up to {len(NETWORKS)} may be up",
+    )
 
 
 def _add(name: str, address: str, bridge: str, rate: str) -> None:
@@ -134,10 +148,10 @@ def _remove(name: str) -> None:
 
 def _sweep() -> None:
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
-    for match in re.finditer(r"^(cl(\d+)n\d+)h\d+", listed.stdout, re.MULTILINE):
-        if not Path("/proc", match[2]).exists():
+    for match in re.finditer(r"^cl(\d+)n(\d+)h\d+", listed.stdout, re.MULTILINE):
+        if not Path("/proc", match[1]).exists():
             _remove(match[0])
-            subprocess.run(["ip", "link", "del", f"{match[1]}br"], capture_output=True, check=False)
+            subprocess.run(["ip", "link", "del", BRIDGE.format(match[2])], capture_output=True, check=False)
 
 
 def _sh(*commands: str) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import emulated
 import pytest
 
+import collective.chaos.emulated
+from collective.errors import LaunchError
+
 if emulated.obstacle():
     pytest.skip(f"hosts can't be emulated: {emulated.obstacle()}", allow_module_level=True)
 
@@ -44,3 +47,15 @@ def test_hosts_of_a_killed_run_are_removed_by_the_next(tmp_path):
     assert name in left()
     with emulated.hosts(1, tmp_path):
         assert name.removesuffix("h1") not in left()
+
+
+def test_emulations_side_by_side_share_no_network_and_say_when_there_is_none_left(tmp_path, monkeypatch):
+    # Bridges with names of their own, so that it doesn't count who else runs here.
+    monkeypatch.setattr(collective.chaos.emulated, "BRIDGE", "cltest{}")
+    monkeypatch.setattr(collective.chaos.emulated, "NETWORKS", ("198.19.254", "198.19.255"))
+    with emulated.hosts(1, tmp_path) as one, emulated.hosts(1, tmp_path) as other:
+        assert one.network != other.network
+        with pytest.raises(LaunchError, match="a bridge of their own.*File exists"), emulated.hosts(1, tmp_path):
+            pass
+    with emulated.hosts(1, tmp_path) as again:
+        assert again.network in {one.network, other.network}
