@@ -170,7 +170,7 @@ def test_a_wrong_sum_ends_the_job_and_is_told():
 def test_an_unknown_peer_is_refused_with_the_known_ones():
     for refused in (bench("--beside", "nccl"), run_job(1, *BENCH, "--beside", "nccl")):
         assert refused.returncode == 2
-        assert "takes resident, out-of-place, float32, ring, tree" in refused.stderr
+        assert "takes resident, out-of-place, bf16, fp16, float32, ring, tree" in refused.stderr
         assert "Received: --beside nccl" in refused.stderr
         assert "Traceback" not in refused.stderr
 

@@ -15,13 +15,12 @@ import numpy as np
 
 import collective
 from collective import world
-from collective.bench.contenders import CONTENDERS, OURS, PACKAGES, SAME_ELEMENTS, Contender
+from collective.bench.contenders import CONTENDERS, MEMCPY, OURS, PACKAGES, SAME_ELEMENTS, Contender
 from collective.bench.measure import Call, Sums, measure
 from collective.bench.rows import Progress, Row
 from collective.bench.subject import Events, Subject
 from collective.bench.units import microseconds, names_of, ratio, size_of, size_text
 from collective.errors import ArgumentError, CollectiveError
-from collective.settings import ALGORITHMS
 
 SECONDS_A_SIZE = 2.0
 SIZES = "1K,16K,64K,256K,1M,4M,25M,100M"
@@ -133,6 +132,6 @@ SUBJECT = Subject(
     measure=measure_all,
     cells=cells,
     contenders={name: PACKAGES.get(name, "") for name in CONTENDERS},
-    usual=[name for name in CONTENDERS if name not in (*ALGORITHMS, "out-of-place")],
+    usual=(OURS, "resident", SAME_ELEMENTS, MEMCPY, "wire", "mpi", "mpi-in-place", *PACKAGES),
     job_of=lambda name: name if name == "horovod" else OURS,
 )

@@ -12,6 +12,7 @@ import numpy as np
 import collective
 from collective import world
 from collective.algorithms.choice import by_name
+from collective.compression import Compression
 from collective.errors import ArgumentError, LaunchError
 from collective.reduce_ops import Sum
 from collective.reduction import reduction_for
@@ -60,6 +61,13 @@ def resident() -> Contender:
 def out_of_place() -> Contender:
     """Our public call with a new array for the result."""
     return Contender(lambda array: collective.allreduce(array, Sum))
+
+
+def compressed(compression: Compression) -> Contender:
+    """Our public call in place, with float32 as half precision on the wire."""
+    return Contender(
+        lambda array: collective.allreduce(array, Sum, out=array, compression=compression), dtypes=("float32",)
+    )
 
 
 def same_elements() -> Contender:
@@ -190,6 +198,8 @@ CONTENDERS: Mapping[str, Callable[[], Contender]] = {
     OURS: ours,
     "resident": resident,
     "out-of-place": out_of_place,
+    "bf16": functools.partial(compressed, Compression.bf16),
+    "fp16": functools.partial(compressed, Compression.fp16),
     SAME_ELEMENTS: same_elements,
     **{name: functools.partial(algorithm, name) for name in ALGORITHMS},
     MEMCPY: memcpy,
