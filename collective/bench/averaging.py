@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
-from collective import world
+from collective import barrier, world
 
 
 def alone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -22,10 +23,22 @@ def ours(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     return DistributedOptimizer(optimizer)
 
 
+def meeting(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """A barrier and no averaging: what it costs by itself that ranks wait for each other in every step."""
+    from collective.tensorflow.graph import call
+
+    def meet(_: str, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+        barrier()
+        return arrays
+
+    return _applying(optimizer, lambda gradients: call(meet, gradients, "barrier", [each.shape for each in gradients]))
+
+
 def horovod(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Horovod's operation on all gradients as one group. Its own optimizer doesn't average under Keras 3."""
     from horovod.tensorflow import mpi_ops
 
+    mpi_ops.init()
     return _applying(
         optimizer,
         lambda gradients: mpi_ops._grouped_allreduce(gradients, op=mpi_ops.Sum, postscale_factor=1 / world.size()),
@@ -36,6 +49,7 @@ def horovod_each(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Opti
     """Horovod's operation on each gradient, which its core joins as they come."""
     from horovod.tensorflow import mpi_ops
 
+    mpi_ops.init()
     return _applying(
         optimizer,
         lambda gradients: [
@@ -48,9 +62,6 @@ def _applying(
     optimizer: keras.optimizers.Optimizer, average: Callable[[list[Any]], list[Any]]
 ) -> keras.optimizers.Optimizer:
     """The optimizer with ``average`` put before it, at the place where ``DistributedOptimizer`` has its own."""
-    from horovod.tensorflow import mpi_ops
-
-    mpi_ops.init()
     base = type(optimizer)
 
     class Averaging(base):  # type: ignore[valid-type, misc]
@@ -62,6 +73,7 @@ def _applying(
 
 AVERAGING: dict[str, Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]] = {
     "collective": ours,
+    "barrier": meeting,
     "horovod": horovod,
     "horovod-each": horovod_each,
 }
