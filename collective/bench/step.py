@@ -17,7 +17,7 @@ import numpy as np
 
 import collective
 from collective import world
-from collective.bench.contenders import OURS
+from collective.bench.contenders import OURS, gloo
 from collective.bench.measure import from_all_ranks, summarize
 from collective.bench.rows import Progress, Row
 from collective.bench.subject import Events, Subject
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 TABLE = "Keras on TensorFlow, Adam"
 MODELS = ("mlp", "wide", "cnn")
 ALONE = "alone"
-# Averages nothing, so the ranks' weights differ.
-MEETING = "barrier"
+# These average nothing, so the ranks' weights differ: a meeting in every step, and Gloo that begins with the step.
+MEETING, AHEAD = "barrier", "gloo-ahead"
 # Contenders take turns by blocks of steps: one alone would find another's weights in the cache.
 BLOCK = 10
 RATE = 1e-3
@@ -64,10 +64,12 @@ def measure_one(name: str, model: Model, names: Sequence[str], rounds: int) -> R
     for contender, built in trained.items():
         averages = averaging.AVERAGING.get(contender, averaging.alone)
         _compile(built, averages)
-    steps = [_stepper(model, built) for built in trained.values()]
-    _blocks(steps, 0)  # the first traces the graph
-    own = np.concatenate([_blocks(steps, number) for number in range(rounds)])
-    for contender in [name for name in names if name != MEETING]:
+    steps = {contender: _stepper(model, built) for contender, built in trained.items()}
+    if AHEAD in steps:
+        steps[AHEAD] = _ahead(steps[AHEAD], trained[AHEAD].count_params())
+    _blocks([*steps.values()], 0)  # the first traces the graph
+    own = np.concatenate([_blocks([*steps.values()], number) for number in range(rounds)])
+    for contender in [name for name in names if name not in (MEETING, AHEAD)]:
         _check(contender, trained[contender].get_weights())
     spreads = summarize(list(trained), from_all_ranks(own))
     # In another contender's processes the step without averaging is not the same.
@@ -99,6 +101,21 @@ def _stepper(model: Model, built: Any) -> Callable[[], None]:
     labels = random.integers(CLASSES, size=model.batch)
     iterator = iter(tf.data.Dataset.from_tensors((samples, labels)).repeat())
     return lambda: built.train_function(iterator)
+
+
+def _ahead(step: Callable[[], None], parameters: int) -> Callable[[], None]:
+    """The step while Gloo adds as many values, as if all gradients were there when it begins: the most to be hidden."""
+    import torch.distributed
+
+    gloo()  # connects the ranks
+    values = torch.zeros(parameters)
+
+    def run() -> None:
+        under_way = torch.distributed.all_reduce(values, async_op=True)
+        step()
+        under_way.wait()
+
+    return run
 
 
 def _blocks(steps: Sequence[Callable[[], None]], number: int) -> np.ndarray:
@@ -143,7 +160,13 @@ SUBJECT = Subject(
     title="Training step",
     measure=measure_all,
     cells=cells,
-    contenders={OURS: "tensorflow", MEETING: "tensorflow", "horovod": "horovod", "horovod-each": "horovod"},
+    contenders={
+        OURS: "tensorflow",
+        MEETING: "tensorflow",
+        AHEAD: "torch",
+        "horovod": "horovod",
+        "horovod-each": "horovod",
+    },
     usual=(OURS, MEETING, "horovod", "horovod-each"),
     job_of=lambda name: "horovod" if name.startswith("horovod") else OURS,
 )
