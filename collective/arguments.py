@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,16 @@ from collective.topology import Topology
 Array = np.ndarray[Any, Any]
 
 
-def refuse(backend: Backend, kind: str, name: str, error: ArgumentError) -> None:
-    """Say which operation has the wrong arguments, and make it an error on the other ranks as well."""
-    error.operation = kind if name.startswith("#") else f"{kind} {name!r}"
-    error.where = backend.topology.where
-    backend.refuse(kind, name, str(error))
+@contextlib.contextmanager
+def checking(backend: Backend, kind: str, name: str) -> Iterator[None]:
+    """Say of which operation the arguments are that turn out wrong inside, and make it an error on the other ranks."""
+    try:
+        yield
+    except ArgumentError as error:
+        error.operation = kind if name.startswith("#") else f"{kind} {name!r}"
+        error.where = backend.topology.where
+        backend.refuse(kind, name, str(error))
+        raise
 
 
 def native_array(array: npt.ArrayLike, least_dimensions: int = 0) -> Array:

@@ -20,7 +20,6 @@ from collective import arguments, world
 from collective.arguments import Array
 from collective.backends.base import Operation
 from collective.compression import Compression
-from collective.errors import ArgumentError
 from collective.handles import Handle
 from collective.process_sets import ProcessSet, global_process_set
 from collective.reduce_ops import Average, Max, ReduceOp
@@ -109,14 +108,11 @@ def _allreduce(
         again = backend.allreduce_again(array, op, name, out is array)
         if again is not None:
             return again
-    try:
+    with arguments.checking(backend, "allreduce", name):
         source = arguments.native_array(array)
         arguments.check_op(op, source.dtype, backend.topology.size)
         work = arguments.work_array(source, out)
         wire = compression.wire(source.dtype)
-    except ArgumentError as error:
-        arguments.refuse(backend, "allreduce", name, error)
-        raise
     if before == 1.0 == after:
         return backend.allreduce((work,), op, name, out is not None, wire)
     if out is None:
@@ -147,12 +143,9 @@ def empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32, *, name
         A few messages of a few bytes. Where no memory can be shared, a warning, and an ordinary array is returned.
     """
     backend, name = world.begin("empty", name)
-    try:
+    with arguments.checking(backend, "empty", name):
         like = arguments.native_array(np.empty(0, dtype))
         dimensions = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
-    except ArgumentError as error:
-        arguments.refuse(backend, "empty", name, error)
-        raise
     return backend.empty(dimensions, like.dtype, name).wait()
 
 
@@ -186,11 +179,8 @@ def allgather_async(
 
 def _allgather(array: npt.ArrayLike, name: str | None, process_set: ProcessSet | None) -> Handle[Array]:
     backend, name = world.begin("allgather", name, process_set)
-    try:
+    with arguments.checking(backend, "allgather", name):
         source = np.ascontiguousarray(arguments.native_array(array, least_dimensions=1))
-    except ArgumentError as error:
-        arguments.refuse(backend, "allgather", name, error)
-        raise
     return Handle(backend.allgather(source, name))
 
 
@@ -240,12 +230,9 @@ def _broadcast(
     array: npt.ArrayLike, root_rank: int, name: str | None, out: Array | None, process_set: ProcessSet | None
 ) -> Handle[Array]:
     backend, name = world.begin("broadcast", name, process_set)
-    try:
+    with arguments.checking(backend, "broadcast", name):
         root = arguments.check_root(root_rank, backend.topology)
         work = arguments.writable(arguments.native_array(array), out)
-    except ArgumentError as error:
-        arguments.refuse(backend, "broadcast", name, error)
-        raise
     operation = backend.broadcast((work,), root, name)
     return Handle(operation, lambda results: arguments.deliver(results[0], out))
 
@@ -304,13 +291,10 @@ def _reducescatter(
     process_set: ProcessSet | None,
 ) -> Handle[Array]:
     backend, name = world.begin("reducescatter", name, process_set)
-    try:
+    with arguments.checking(backend, "reducescatter", name):
         source = arguments.native_array(array, least_dimensions=1)
         arguments.check_op(op, source.dtype, backend.topology.size, of_elements=True)
         work = np.array(source, order="C", copy=True)
-    except ArgumentError as error:
-        arguments.refuse(backend, "reducescatter", name, error)
-        raise
     scale(work, before)
     operation = backend.reducescatter(work, op, name, factors_note(before, after))
 
@@ -364,12 +348,9 @@ def _alltoall(
     array: npt.ArrayLike, splits: Sequence[int] | Array | None, name: str | None, process_set: ProcessSet | None
 ) -> Handle[Array | tuple[Array, Array]]:
     backend, name = world.begin("alltoall", name, process_set)
-    try:
+    with arguments.checking(backend, "alltoall", name):
         source = np.ascontiguousarray(arguments.native_array(array, least_dimensions=1))
         rows = arguments.checked_splits(splits, len(source), backend.topology.size)
-    except ArgumentError as error:
-        arguments.refuse(backend, "alltoall", name, error)
-        raise
     operation = backend.alltoall(source, rows, name)
     return Handle(operation, lambda result: result if splits is not None else result[0])
 

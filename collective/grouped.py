@@ -14,7 +14,6 @@ from collective import arguments, world
 from collective.arguments import Array
 from collective.collectives import allgather_async, reducescatter_async
 from collective.compression import Compression
-from collective.errors import ArgumentError
 from collective.handles import Handle, wait_for_all
 from collective.process_sets import ProcessSet
 from collective.reduce_ops import Average, ReduceOp
@@ -78,16 +77,13 @@ def _grouped_allreduce(
     process_set: ProcessSet | None,
 ) -> Handle[list[Array]]:
     backend, name = world.begin("grouped_allreduce", name, process_set)
-    try:
+    with arguments.checking(backend, "grouped_allreduce", name):
         sources = [arguments.native_array(array) for array in arrays]
         targets = arguments.targets(sources, out)
         for dtype in {source.dtype for source in sources}:
             arguments.check_op(op, dtype, backend.topology.size)
         work = [arguments.work_array(source, target) for source, target in zip(sources, targets, strict=True)]
         wires = {compression.wire(source.dtype) for source in sources} - {None}
-    except ArgumentError as error:
-        arguments.refuse(backend, "grouped_allreduce", name, error)
-        raise
     in_place = out is not None
     if before != 1.0:
         if not in_place:
@@ -115,14 +111,11 @@ def grouped_broadcast(
 ) -> list[Array]:
     """Give all ranks several arrays of rank ``root_rank`` as one operation. See ``broadcast``."""
     backend, name = world.begin("grouped_broadcast", name, process_set)
-    try:
+    with arguments.checking(backend, "grouped_broadcast", name):
         root = arguments.check_root(root_rank, backend.topology)
         sources = [arguments.native_array(array) for array in arrays]
         targets = arguments.targets(sources, out)
         work = [arguments.writable(source, target) for source, target in zip(sources, targets, strict=True)]
-    except ArgumentError as error:
-        arguments.refuse(backend, "grouped_broadcast", name, error)
-        raise
     backend.broadcast(work, root, name).wait()
     return [arguments.deliver(result, target) for result, target in zip(work, targets, strict=True)]
 
@@ -175,12 +168,9 @@ def _members(
 ) -> tuple[list[Array], list[str]]:
     """The arrays, checked before the first is under way: all or none; and a name for each."""
     backend, name = world.begin(kind, name, process_set)
-    try:
+    with arguments.checking(backend, kind, name):
         sources = [np.ascontiguousarray(arguments.native_array(array, least_dimensions=1)) for array in arrays]
         if op is not None:
             for source in sources:
                 arguments.check_op(op, source.dtype, backend.topology.size, of_elements=True)
-    except ArgumentError as error:
-        arguments.refuse(backend, kind, name, error)
-        raise
     return sources, [f"{name}.{number}" for number in range(len(sources))]

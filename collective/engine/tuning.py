@@ -33,6 +33,8 @@ THOROUGH_SECONDS = 5.0
 SIZES = tuple(256 * 4**power for power in range(7))
 FEWEST, MOST = 3, 15
 COPIED = "joined, and copied back"
+# Of places in the cache; beyond, the oldest is forgotten. Clusters that name their hosts anew for every job have many.
+MOST_KEPT = 100
 
 
 def crossovers(resources: Resources, place: str, thorough: bool = False) -> Crossovers:
@@ -153,5 +155,8 @@ def _keep(place: str, table: Crossovers) -> None:
         file = _file()
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps({**_kept(), place: table}, indent=1))
+        kept = _kept()
+        kept.pop(place, None)  # the newest comes last
+        newest = [*kept.items(), (place, table)][-MOST_KEPT:]
+        scratch.write_text(json.dumps(dict(newest), indent=1))
         scratch.replace(file)

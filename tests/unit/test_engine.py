@@ -337,3 +337,14 @@ def test_the_cut_between_small_and_large_is_where_all_sizes_together_take_the_le
     assert tuning._cut(races(0.2, 0.5, 1.2, 0.6, 2, 3, 4), "large") == [(16384, "native")]  # one race was disturbed
     assert tuning._cut(races(2, 2, 2, 2, 2, 2, 0.9), "large") == []
     assert tuning._cut(races(*[0.5] * 7), "large") == [(2**20, "native")]
+
+
+def test_the_cache_of_measurements_forgets_the_oldest_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tuning, "MOST_KEPT", 2)
+    for place in ("first", "second", "first", "third"):
+        tuning._keep(place, {"in place": [(256, "native" if place == "third" else "exchange")], "new": []})
+    assert tuning._kept() == {
+        "first": {"in place": [(256, "exchange")], "new": []},
+        "third": {"in place": [(256, "native")], "new": []},
+    }
