@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -25,13 +25,19 @@ def ours(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 
 def meeting(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """A barrier and no averaging: what it costs by itself that ranks wait for each other in every step."""
+    import tensorflow as tf
+
     from collective.tensorflow.graph import call
 
-    def meet(_: str, *arrays: np.ndarray) -> Sequence[np.ndarray]:
+    def meet(*_: Any) -> list[np.ndarray]:
         barrier()
-        return arrays
+        return [np.int64(0)]
 
-    return _applying(optimizer, lambda gradients: call(meet, gradients, "barrier", [each.shape for each in gradients]))
+    def after_all(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        with tf.control_dependencies(call(meet, gradients, "barrier", [()], [tf.int64])):
+            return [tf.identity(gradient) for gradient in gradients]
+
+    return _applying(optimizer, after_all)
 
 
 def horovod(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

@@ -241,7 +241,8 @@ def _set_output(context: int, place: int, result: np.ndarray, status: Status) ->
     number = output_dtype(context, place)
     result = np.ascontiguousarray(result, _numpy_dtype(number)).reshape(np.shape(result))
     shape = (c_int64 * result.ndim)(*result.shape)
-    if RELEASE is None or result.nbytes < LEAST_LENT_BYTES:
+    # What can't be written may be an input: TensorFlow's own memory, which it takes back.
+    if RELEASE is None or result.nbytes < LEAST_LENT_BYTES or not result.flags.writeable:
         tensor = allocate_output(context, place, number, shape, result.ndim, result.nbytes, status.pointer)
         status.check()
         _memory(tensor_data(tensor), result.shape, result.dtype)[...] = result

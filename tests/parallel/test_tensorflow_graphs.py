@@ -7,6 +7,7 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 
 import collective
 import collective.tensorflow as hvd
+from collective.tensorflow import graph
 
 v1 = tf.compat.v1
 
@@ -213,3 +214,19 @@ def test_conditions_and_loops_hold_operations(rank, size):
         return x
 
     np.testing.assert_allclose(looped(tf.constant([float(rank)]), 5), [(size - 1) / 2 + 2])
+
+
+def test_a_call_that_returns_what_it_was_given_hands_on_a_copy_of_tensorflow_s_memory():
+    places = []
+
+    def give_back(_, array):
+        places.append(array.ctypes.data)
+        return [array]
+
+    @tf.function
+    def through(tensor):
+        return graph.call(give_back, [tensor + 1], "give_back", [tensor.shape])[0]
+
+    result = through(tf.range(10_000)).numpy()
+    assert result.ctypes.data != places[0]  # else it would be freed with the input
+    np.testing.assert_array_equal(result, np.arange(10_000) + 1)
