@@ -39,7 +39,7 @@ def table(output):
 
 def test_the_subcommand_starts_ranks_and_tells_by_table_json_and_plot(tmp_path):
     files = ("--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png"))
-    beside = "resident,out-of-place,ring,shared_memory,mpi,mpi-in-place,memcpy"
+    beside = "resident,out-of-place,bf16,fp16,ring,shared_memory,mpi,mpi-in-place,memcpy"
     result = bench("-np", "2", "--sizes", "1K,100K,1M", "--beside", beside, *files)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("All-reduce: 2 ranks, 1 host(s)")
@@ -281,6 +281,16 @@ def test_steps_with_and_without_averaging():
     assert line[:3] == ["mlp", "669,706", "32"]
     alone, ours, exposed = map(float, line[3:])
     assert exposed == pytest.approx(ours - alone, abs=0.011)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch, for Gloo")
+def test_steps_that_only_meet_or_only_use_the_wire_are_measured_beside():
+    result = bench("step", "-np", "2", "--models", "mlp", "--steps", "10", "--beside", "barrier,gloo-ahead")
+    assert result.returncode == 0, result.stderr
+    cells = dict(zip(*table(result.stdout), strict=True))
+    for name in ("collective", "barrier", "gloo-ahead"):
+        exposed = float(cells[f"{name}, ms"]) - float(cells["alone, ms"])
+        assert float(cells[f"{name} exposed, ms"]) == pytest.approx(exposed, abs=0.011)
 
 
 def test_sizes_are_read_and_written_in_units():

@@ -85,9 +85,9 @@ def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
         network=f"{network}.0/24",
         agent=folder / "agent",
     )
-    up.agent.write_text(AGENT.replace("{tag}", tag))
-    up.agent.chmod(0o755)
     try:
+        up.agent.write_text(AGENT.replace("{tag}", tag))
+        up.agent.chmod(0o755)
         _sh(f"ip link set {bridge} up", f"ip addr add {network}.254/24 dev {bridge}")
         for name, address in zip(up.names, up.addresses, strict=True):
             _add(name, address, bridge, rate)

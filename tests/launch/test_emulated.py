@@ -59,3 +59,10 @@ def test_emulations_side_by_side_share_no_network_and_say_when_there_is_none_lef
             pass
     with emulated.hosts(1, tmp_path) as again:
         assert again.network in {one.network, other.network}
+
+
+def test_a_network_is_given_back_when_the_hosts_can_not_be_brought_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(collective.chaos.emulated, "BRIDGE", "cltest{}")
+    with pytest.raises(FileNotFoundError), emulated.hosts(1, tmp_path / "no such folder"):
+        pass
+    assert "cltest" not in left()
