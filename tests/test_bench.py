@@ -255,8 +255,9 @@ def test_the_control_plane_is_measured_beside_mpi(tmp_path):
     result = bench("control", "-np", "2", "--beside", "mpi", "--json", str(tmp_path / "b.json"))
     assert result.returncode == 0, result.stderr
     rows = {row["label"]: row["values"] for row in json.loads((tmp_path / "b.json").read_text())["rows"]}
-    assert set(rows) == {control.BARRIER, control.ONE_ELEMENT, control.IDLE, control.LATE}
-    for label in (control.BARRIER, control.ONE_ELEMENT):
+    calls = {control.BARRIER, control.ONE_ELEMENT, control.MEETING, control.AGREEMENT}
+    assert set(rows) == {*calls, control.IDLE, control.LATE}
+    for label in calls:
         assert all(0 < spread["median"] < 0.1 for spread in rows[label].values())
     # MPI spins while it waits.
     assert rows[control.LATE]["mpi"]["median"] > rows[control.IDLE]["collective"]["median"]

@@ -28,6 +28,9 @@ from collective.transport import mpi
 from collective.transport.hosts import share_memory
 from collective.transport.patience import NOTHING_YET, Patience
 
+# Made once, for to make it takes longer than to compare it with the other ranks'.
+BARRIER = Call("barrier")
+
 
 class MpiBackend(Backend):
     """The ranks of an MPI communicator: those of the job, or of a process set.
@@ -124,7 +127,7 @@ class MpiBackend(Backend):
 
     def barrier(self, name: str) -> Operation:
         """See ``Backend``."""
-        return operations.Together(self._engine, Call("barrier"), name)
+        return operations.Together(self._engine, BARRIER, name)
 
     def join(self, name: str) -> Operation:  # noqa: ARG002  # ranks join one another, whatever they call it
         """See ``Backend``."""

@@ -35,12 +35,14 @@ class Call:
         run: What is timed.
         prepare: Called before each time, untimed.
         check: Called with what ``run`` returned, untimed; raises if that is wrong.
+        times: How often it runs, one time after the other; the mean of them counts.
     """
 
     name: str
     run: Callable[[], Any]
     prepare: Callable[[], None] = lambda: None
     check: Callable[[Any], None] = lambda _: None
+    times: int = 1
 
 
 def measure(calls: Sequence[Call], seconds: float) -> tuple[int, dict[str, Spread]]:
@@ -90,8 +92,10 @@ def _round(calls: Sequence[Call], number: int) -> np.ndarray:
         call.prepare()
         collective.barrier()
         cpu, start = time.process_time(), time.perf_counter()
-        result = call.run()
+        for _ in range(call.times):
+            result = call.run()
         seconds[place] = time.perf_counter() - start, time.process_time() - cpu
+        seconds[place] /= call.times
         call.check(result)
     return seconds
 

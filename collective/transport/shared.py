@@ -14,11 +14,13 @@ from collective.transport.peers import Peers
 
 CACHE_LINE = 64
 # Flags that each rank has; who uses which is the algorithms' affair.
-FLAG_KINDS = 5
+FLAG_KINDS = 4
 # A flag is read in 50 ns. While a core is free for every rank, spinning is the fastest way to wait for one.
 SPINS = 2000
-# While ranks are more than cores, the one that is waited for needs this one's core.
+# While ranks are more than cores, the one that is waited for needs this one's core, at once.
 YIELDS = 100
+# Tells of a flag whether its rank has come.
+Come = Callable[[int], bool]
 # Is told which ranks have come; returns whether it has seen all.
 Watch = Callable[[list[bool]], bool]
 
@@ -42,6 +44,7 @@ class SharedMemory:
         places: ``places[kind][rank]`` is where the flag of a rank lies in ``flags``.
         peers: The private memory of these ranks; None: it can't be read.
         members: The number that each of these ranks has in the job.
+        told: The number of words that this rank has told; see ``collective.algorithms.words``.
         notes: What algorithms remember from one operation to the next, the same on all ranks.
     """
 
@@ -61,8 +64,9 @@ class SharedMemory:
         self.places = [[(kind * size + other) * line for other in range(size)] for kind in range(FLAG_KINDS)]
         self._patience = patience
         crowded = size > len(os.sched_getaffinity(0))
-        self._spins, self._yields = (20, YIELDS) if crowded else (SPINS, 0)
+        self._spins = 0 if crowded else SPINS
         self.peers: Peers | None = None
+        self.told = 0
         self.notes: dict[int, Any] = {}
         self._memory = memory
         self.data = np.frombuffer(memory, np.uint8, offset=flags)
@@ -80,30 +84,34 @@ class SharedMemory:
         return self.flags[self.places[kind][self.rank]]
 
     def wait_flag(self, kind: int, rank: int, value: int) -> None:
-        """Return once ``rank`` has come to ``value`` or further: what it wrote to ``data`` before is there.
+        """Return once ``rank`` has come to ``value`` or further; see ``wait_for``."""
+        self.wait_for(kind, rank, lambda flag: flag >= value)
+
+    def wait_for(self, kind: int, rank: int, come: Come) -> None:
+        """Return once the flag of ``rank`` says that it has ``come``: what it wrote to ``data`` before is there.
 
         Raises:
             TransportError: when it doesn't come in time; it names the rank.
         """
         flags, place = self.flags, self.places[kind][rank]
         for _ in range(self._spins):
-            if flags[place] >= value:
+            if come(flags[place]):
                 return
-        for _ in range(self._yields):
+        for _ in range(YIELDS):
             os.sched_yield()
-            if flags[place] >= value:
+            if come(flags[place]):
                 return
-        self._patience.wait(lambda: flags[place] >= value, lambda: self._late(kind, value))
+        self._patience.wait(lambda: come(flags[place]), lambda: self._late(kind, come))
 
-    def watch_flags(self, kind: int, value: int, watch: Watch) -> None:
-        """Tell ``watch`` again and again which ranks have come to ``value``, until it says that all have.
+    def watch_flags(self, kind: int, come: Come, watch: Watch) -> None:
+        """Tell ``watch`` again and again which ranks have ``come``, until it says that all have.
 
         Raises:
             TransportError: when they don't come in time; it names them.
         """
         flags, places = self.flags, self.places[kind]
-        self._patience.wait(lambda: watch([flags[place] >= value for place in places]), lambda: self._late(kind, value))
+        self._patience.wait(lambda: watch([come(flags[place]) for place in places]), lambda: self._late(kind, come))
 
-    def _late(self, kind: int, value: int) -> str:
-        late = [self.members[rank] for rank in range(self.size) if self.flags[self.places[kind][rank]] < value]
+    def _late(self, kind: int, come: Come) -> str:
+        late = [self.members[rank] for rank in range(self.size) if not come(self.flags[self.places[kind][rank]])]
         return f"rank{'s' if len(late) > 1 else ''} {', '.join(map(str, late))} on this host"

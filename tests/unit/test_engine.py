@@ -1,5 +1,6 @@
 """The engine on threads as ranks: operations are matched by name, whatever order they come in."""
 
+import concurrent.futures
 import threading
 import time
 
@@ -8,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collective.algorithms import words
 from collective.engine import tuning
 from collective.engine.arena import Arena, rounded
-from collective.engine.calls import JOIN, SHUTDOWN, Call, kinds
+from collective.engine.calls import DIGEST_BITS, JOIN, SHUTDOWN, Call, kinds
 from collective.engine.engine import Engine
 from collective.engine.fusion import Layout, buckets
+from collective.engine.matching import BUSY
 from collective.engine.operations import AllGather, AllReduce, Broadcast, Together
 from collective.engine.planner import Planner
 from collective.engine.stand_in import stand_in
@@ -298,6 +301,20 @@ def test_a_wait_for_a_flag_that_never_comes_names_the_rank():
     mine.set_flag(0, 1)
     with pytest.raises(TransportError, match="rank 2 on this host"):
         mine.wait_flag(0, 2, 1)
+
+
+@pytest.mark.parametrize("word", [0, 7, BUSY | 2**DIGEST_BITS - 1])
+def test_an_equal_word_of_before_is_not_taken_for_the_one_that_is_waited_for(word):
+    memory = bytearray(flag_bytes(2))
+    mine, other = (SharedMemory(rank, 2, memory, Patience(0, 20)) for rank in (0, 1))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        for number in range(6):
+            told = pool.submit(words.all_gather, mine, word)
+            with pytest.raises(concurrent.futures.TimeoutError):
+                told.result(0.02)
+            theirs = word if number < 5 else 1
+            assert words.all_gather(other, theirs) == [word, theirs]
+            assert told.result(20) == [word, theirs]
 
 
 def test_broadcast_of_many_arrays_keeps_their_order():
