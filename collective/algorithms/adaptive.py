@@ -1,6 +1,6 @@
 """All-reduce of large arrays inside a host by whichever way has been the faster one lately.
 
-Through shared memory or by reading each other's arrays: which is faster, by up to four times, differs by machine and
+Through shared memory or in each other's arrays: which is faster, by up to four times, differs by machine and
 size, and on a virtual machine with time, as its cores are moved. So both are tried at first, and then the one is used
 that took less time when it was used last: when it becomes slower, the other has its turn.
 
@@ -18,7 +18,7 @@ from collective.reduction import Reduction
 from collective.transport.base import Transport
 
 WAYS = (shared_memory.all_reduce, direct.all_reduce)
-# Below, nothing is gained by reading directly: a call of the kernel costs as much as copying some pages.
+# Below, nothing is gained by doing without the copies: a call of the kernel costs as much as copying some pages.
 SMALLEST = 4 * 2**20
 # The first times may include pages that are touched for the first time.
 TRIES = 3

@@ -1,14 +1,14 @@
 """The private memory of other ranks of this host, as far as the kernel lets one process read another's.
 
-``process_vm_readv`` copies straight from process to process ("cross memory attach"), as MPI libraries do. It takes the
-right to trace the other process: the same user and no hardening against it, or root.
+``process_vm_readv`` and ``process_vm_writev`` copy straight from process to process ("cross memory attach"), as MPI
+libraries do. It takes the right to trace the other process: the same user and no hardening against it, or root.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,24 +27,26 @@ def address_of(array: np.ndarray) -> int:
 
 
 class Peers:
-    """Reads what other processes have written.
+    """Reads and writes the memory of other processes.
 
     Args:
         processes: The process number of every rank.
 
     Raises:
-        OSError: when this system has no such call.
+        OSError: when this system has no such calls.
     """
 
     def __init__(self, processes: Sequence[int]) -> None:
         self._processes = processes
         try:
-            self._call = ctypes.CDLL(None, use_errno=True).process_vm_readv
+            library = ctypes.CDLL(None, use_errno=True)
+            self._read, self._write = library.process_vm_readv, library.process_vm_writev
         except AttributeError:
             raise OSError("no process_vm_readv") from None
         span = ctypes.POINTER(_Span)
-        self._call.argtypes = (ctypes.c_int, span, ctypes.c_ulong, span, ctypes.c_ulong, ctypes.c_ulong)
-        self._call.restype = ctypes.c_ssize_t
+        for call in (self._read, self._write):
+            call.argtypes = (ctypes.c_int, span, ctypes.c_ulong, span, ctypes.c_ulong, ctypes.c_ulong)
+            call.restype = ctypes.c_ssize_t
 
     def read(self, rank: int, address: int, into: np.ndarray) -> None:
         """Fill ``into``, flat and contiguous, with what lies at ``address`` in the memory of ``rank``.
@@ -52,14 +54,21 @@ class Peers:
         Raises:
             TransportError: when the kernel refuses, or that process has ended.
         """
-        start, wanted, got = address_of(into), into.nbytes, 0
-        while got < wanted:  # the kernel copies 2 GiB at a time
-            here, there = _Span(start + got, wanted - got), _Span(address + got, wanted - got)
-            count = self._call(self._processes[rank], ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+        self._copy(self._read, rank, address, into)
+
+    def write(self, rank: int, address: int, values: np.ndarray) -> None:
+        """Put ``values``, flat and contiguous, to ``address`` in the memory of ``rank``; see ``read``."""
+        self._copy(self._write, rank, address, values)
+
+    def _copy(self, call: Callable[..., int], rank: int, address: int, here: np.ndarray) -> None:
+        start, done = address_of(here), 0
+        while done < here.nbytes:  # the kernel copies 2 GiB at a time
+            ours, theirs = (_Span(place + done, here.nbytes - done) for place in (start, address))
+            count = call(self._processes[rank], ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0)
             if count <= 0:
                 raise TransportError(
-                    "ranks of one host read each other's memory",
-                    received=f"{os.strerror(ctypes.get_errno())} when reading from process {self._processes[rank]}",
+                    "ranks of one host read and write each other's arrays",
+                    received=f"{os.strerror(ctypes.get_errno())} at the memory of process {self._processes[rank]}",
                     fix="Look whether that rank has ended; COLLECTIVE_ALGORITHM=shared_memory does without",
                 )
-            got += count
+            done += count

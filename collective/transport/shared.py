@@ -42,7 +42,8 @@ class SharedMemory:
         data: uint8 array, the same memory on all ranks; zeros at first.
         flags: All flags, int64; written by their owner only.
         places: ``places[kind][rank]`` is where the flag of a rank lies in ``flags``.
-        peers: The private memory of these ranks; None: it can't be read.
+        peers: The private memory of these ranks; None: it can't be reached.
+        exposed: This rank's array that others may be writing to.
         members: The number that each of these ranks has in the job.
         told: The number of words that this rank has told; see ``collective.algorithms.words``.
         notes: What algorithms remember from one operation to the next, the same on all ranks.
@@ -66,6 +67,7 @@ class SharedMemory:
         crowded = size > len(os.sched_getaffinity(0))
         self._spins = 0 if crowded else SPINS
         self.peers: Peers | None = None
+        self.exposed: np.ndarray | None = None
         self.told = 0
         self.notes: dict[int, Any] = {}
         self._memory = memory

@@ -16,6 +16,7 @@ from collective.errors import TransportError
 from collective.reduce_ops import Average, Max, Min, Product, Sum
 from collective.reduction import reduction_for
 from collective.transport.memory import run_ranks
+from collective.transport.patience import Patience
 from collective.transport.peers import Peers, address_of
 
 RANKS = st.integers(1, 9)
@@ -242,7 +243,7 @@ def test_shared_memory_operations_follow_each_other_without_a_barrier(size, call
     piece=st.sampled_from([64, 200, 1 << 20]),
 )
 def test_direct_operations_follow_each_other_and_shared_memory(size, lengths, op, dtype, piece):
-    """Ranks that are threads read each other's arrays through the kernel like ranks that are processes."""
+    """Ranks that are threads reach each other's arrays through the kernel like ranks that are processes."""
 
     def one_rank(transport):
         transport.shared.peers = direct.connect(transport.shared)
@@ -252,6 +253,7 @@ def test_direct_operations_follow_each_other_and_shared_memory(size, lengths, op
             array = (integers(transport.rank, length, number) % 4).astype(dtype)
             algorithm = (direct, shared_memory, adaptive, adaptive)[number % 4]
             algorithm.all_reduce(transport, array, reduction_for(op, array.dtype, size), 0)
+            assert transport.shared.exposed is None
             results.append(array)
         return results
 
@@ -282,14 +284,34 @@ def test_the_way_that_was_faster_lately_is_used_until_it_becomes_slower():
     assert used[-3:] == [0] * 3
 
 
-def test_what_can_not_be_read_from_another_process_is_an_error_that_names_it():
+@pytest.mark.parametrize("call", [Peers.read, Peers.write])
+def test_memory_of_another_process_that_can_not_be_reached_is_an_error_that_names_it(call):
     with subprocess.Popen(["sleep", "30"]) as stranger:
         try:
-            peers = Peers([stranger.pid])
-            with pytest.raises(TransportError, match="when reading from process"):
-                peers.read(0, 4096, np.zeros(1))
+            with pytest.raises(TransportError, match=f"Bad address at the memory of process {stranger.pid}"):
+                call(Peers([stranger.pid]), 0, 4096, np.zeros(1))
         finally:
             stranger.kill()
+
+
+def test_an_array_that_others_may_still_write_to_is_kept_when_the_operation_fails(monkeypatch):
+    def one_rank(transport):
+        transport.shared.peers = direct.connect(transport.shared)
+        array = np.ones(transport.rank + 1)
+        if transport.rank:
+            transport.shared.peers.read = None  # fails where it is called
+        try:
+            direct.all_reduce(transport, array, reduction_for(Sum, array.dtype, 2), 0)
+        except (TypeError, TransportError):
+            return transport.shared.exposed is array
+
+    monkeypatch.setattr("collective.transport.memory.Patience", lambda _: Patience(0, 0.5))
+    assert run_ranks(2, one_rank, shared_bytes=4096) == [True, True]
+
+
+def test_ranks_whose_writes_do_not_arrive_do_not_use_each_others_memory(monkeypatch):
+    monkeypatch.setattr(Peers, "write", lambda *_: None)
+    assert run_ranks(2, lambda transport: direct.connect(transport.shared), shared_bytes=4096) == [None, None]
 
 
 def test_ranks_whose_numbers_mean_other_processes_do_not_read_each_other(monkeypatch):
