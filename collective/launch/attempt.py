@@ -107,7 +107,7 @@ def run(attempt: Attempt, watched: Callable[[Listener], contextlib.AbstractConte
         found = verdict.judge(ranks, None, attempt.ranks) if verdict.has_failed(ranks) else verdict.host_lost(ranks)
         return Ending(STATUS_OF_AN_INCOMPLETE_JOB, stopped, seconds, found, launcher)
     if given_up and given_up.rank:
-        return Ending(status, stopped, seconds, verdict.of(given_up.rank, given_up.cause, ranks), launcher)
+        return Ending(status, stopped, seconds, verdict.of(given_up.rank, given_up.cause, ranks, given_up.at), launcher)
     # The status of a launcher that was ended from here says nothing.
     told = None if given_up else status
     found = verdict.judge(ranks, told, attempt.ranks, activity.out_of_memory_kills() != kills)

@@ -13,6 +13,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +27,8 @@ SECONDS = 5.0
 CONNECTIONS_AT_ONCE = 16
 # A rank tells its status every second; after so long it isn't just late with that.
 SILENT_SECONDS = 3.0
+# How many of a rank's statuses are kept: what it was at when another failed is asked once the job has ended.
+STATUSES = 60
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,7 +44,7 @@ class Rank:
         number: Its number there.
         rank: Its number; None: it has not come to ``init``'s end.
         size: The number of ranks that it knows of.
-        said: Its last status.
+        statuses: What it said last of how it is, and when.
         heard: When it last said something, by ``time.monotonic``.
         came: When it said hello.
         joined: When it took that place, in an elastic job for the last time.
@@ -60,7 +63,7 @@ class Rank:
     number: int | None = None
     rank: int | None = None
     size: int | None = None
-    said: Message = dataclasses.field(default_factory=dict)
+    statuses: deque[tuple[float, Message]] = dataclasses.field(default_factory=lambda: deque(maxlen=STATUSES))
     heard: float = 0.0
     joined: float = 0.0
     came: float = dataclasses.field(default_factory=time.monotonic)
@@ -76,9 +79,23 @@ class Rank:
         number = self.launched_as if self.rank is None else f"rank {self.rank}"
         return f"{number} on host {self.host} (process {self.process})"
 
+    @property
+    def said(self) -> Message:
+        """Its last status; empty: it has said none."""
+        return self.status(float("inf"))[1]
+
+    def status(self, at: float) -> tuple[float, Message]:
+        """The last status it had said at a time, and when; later ones are also of ranks that are woken to be ended."""
+        return next((status for status in reversed(self.statuses) if status[0] <= at), (0.0, {}))
+
+    def is_silent(self, at: float) -> bool:
+        """Whether it had said nothing for long at a time, although it said something before."""
+        when, said = self.status(at)
+        return bool(said) and at - when >= SILENT_SECONDS
+
     def waited(self, at: float) -> float:
         """Seconds that it had waited for others at a time, by what it said last; 0 if it said nothing any more."""
-        return self.said.get("waited_seconds", 0) if at - self.heard < SILENT_SECONDS else 0
+        return 0 if self.is_silent(at) else self.status(at)[1].get("waited_seconds", 0)
 
 
 class Monitor:
@@ -202,7 +219,7 @@ class Monitor:
             rank.failure, rank.failed = rank.failure or message, rank.failed or rank.heard
         else:
             rank.stacks = message.pop("stacks", rank.stacks)
-            rank.said = message
+            rank.statuses.append((rank.heard, message))
 
     def _forget(self, channel: Channel, rank: Rank) -> None:
         """Note that a connection has ended, and with it the rank, unless it has another by now."""

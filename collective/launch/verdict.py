@@ -44,7 +44,7 @@ def judge(ranks: Sequence[Rank], status: int | None, expected: int, out_of_memor
         return of(None, f"{missing} never came to init()", ranks)
     if not events:
         return of(None, _ended(status) if status else "", ranks)
-    first = events[0][1]
+    at, first = events[0]
     cause = first.failure["cause"] if first.failure else _ended(status)
     if not first.failure and out_of_memory:
         cause += ", for lack of memory (the kernel counts such a kill)"
@@ -52,20 +52,28 @@ def judge(ranks: Sequence[Rank], status: int | None, expected: int, out_of_memor
     if late:
         cause = f"it was late or had stopped, and {first.label} has given up waiting for it: {cause}"
         first = late
-    return of(first, cause, ranks)
+    return of(first, cause, ranks, at)
 
 
 def awaited_in_vain(first: Rank, ranks: Sequence[Rank]) -> Rank | None:
     """The rank that ``first`` waited for, if that is why it failed; be it by way of others that wait, too."""
     if not _is(TransportError, first):
         return None
-    alive = [rank for rank in ranks if not rank.left and (rank.ended is None or rank.ended > first.failed)]
+    at = first.failed
+    alive = [rank for rank in ranks if not rank.left and (rank.ended is None or rank.ended > at)]
+    # When a launcher wakes them to end them, these wait and give up like any other.
+    stopped = [rank for rank in alive if rank is not first and rank.is_silent(at)]
+    gave_up = [rank for rank in alive if rank.failure and rank not in stopped]
     chain = [first]
-    while awaited := [rank for rank in alive if rank not in chain and rank.rank in _awaited(chain[-1])]:
-        chain.append(min(awaited, key=lambda rank: (rank.failure is not None, rank.waited(first.failed) > 0)))
-    if not chain[-1].failure:
+    while chain[-1] not in stopped:
+        numbers = set(map(int, re.findall(r"\d+", _seen(chain[-1], at)["waits_for"])))
+        awaited = [rank for rank in alive if rank not in chain and rank.rank in numbers]
+        if not awaited:
+            break
+        chain.append(min(awaited, key=lambda rank: (rank in gave_up, rank.waited(at) > 0)))
+    if chain[-1] is not first and chain[-1] not in gave_up:
         return chain[-1]
-    return next((rank for rank in alive if not rank.failure and not rank.waited(first.failed)), None)
+    return next((rank for rank in alive if rank not in gave_up and not rank.waited(at)), None)
 
 
 def absent(ranks: Sequence[Rank], expected: int) -> str:
@@ -81,10 +89,10 @@ def has_failed(ranks: Sequence[Rank]) -> bool:
     return max(rank.failed for rank in ranks) > max(rank.joined for rank in ranks)
 
 
-def of(blamed: Rank | None, cause: str, ranks: Sequence[Rank] = ()) -> Verdict:
-    """The verdict that a rank is to blame, or no single one; see ``judge``."""
-    own = {"rank": None} if blamed is None else _seen(blamed)
-    return {**own, "cause": cause, "others": [_seen(rank) for rank in ranks if rank is not blamed]}
+def of(blamed: Rank | None, cause: str, ranks: Sequence[Rank] = (), at: float = float("inf")) -> Verdict:
+    """The verdict that a rank is to blame, or no single one; see ``judge``. It tells what ranks were at by ``at``."""
+    own = {"rank": None} if blamed is None else _seen(blamed, at)
+    return {**own, "cause": cause, "others": [_seen(rank, at) for rank in ranks if rank is not blamed]}
 
 
 def host_lost(ranks: Sequence[Rank]) -> Verdict:
@@ -143,18 +151,13 @@ def write(content: Verdict, file: str) -> Path | None:
         return None
 
 
-def _awaited(rank: Rank) -> set[int]:
-    """The ranks that it said it waits for; empty: it doesn't wait, or doesn't know."""
-    return set(map(int, re.findall(r"\d+", _seen(rank)["waits_for"])))
-
-
 def _is(kind: type[Exception], rank: Rank) -> bool:
     """Whether a rank has failed with this error."""
     return rank.failure is not None and rank.failure["error"] == kind.__name__
 
 
-def _seen(rank: Rank) -> Verdict:
-    """What is known of a rank: what it said when it failed, or else its last status."""
+def _seen(rank: Rank, at: float) -> Verdict:
+    """What is known of a rank: what it said when it failed, or else its last status by ``at``."""
     said: Verdict = {
         "operation": "",
         "step": None,
@@ -163,7 +166,7 @@ def _seen(rank: Rank) -> Verdict:
         "waits_for": "",
         "error": "",
         "traceback": "",
-        **rank.said,
+        **rank.status(at)[1],
         **(rank.failure or {}),
     }
     own = {name: getattr(rank, name) for name in ("rank", "size", "host", "process", "launched_as", "stacks")}

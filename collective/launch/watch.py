@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from collective.launch.monitor import Monitor, Rank
 from collective.launch.verdict import absent, awaited_in_vain
@@ -20,16 +20,19 @@ ANSWER_SECONDS = 2.0
 ALONE_SECONDS = 5.0
 
 
-class GivenUp(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class GivenUp:
     """Why a job has to be ended.
 
     Attributes:
         cause: In words; of ``rank`` if it is one's.
         rank: The rank it is ended for; None: no single one.
+        at: When, by ``time.monotonic``.
     """
 
     cause: str
     rank: Rank | None = None
+    at: float = dataclasses.field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
         return f"{self.rank.label} {self.cause}" if self.rank else self.cause

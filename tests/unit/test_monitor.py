@@ -156,23 +156,40 @@ def test_the_rank_that_ended_first_without_a_word_is_to_blame(monitor):
 
 
 def test_a_rank_that_others_gave_up_on_is_to_blame_and_not_they(monitor):
-    channels = [joined(monitor, number) for number in range(3)]
-    channels[0].send("failure", cause="every rank takes part", error="TransportError", operation="barrier")
+    channels = [joined(monitor, number, waited_seconds=9 * (number == 1)) for number in range(3)]
     until(lambda: len(monitor.ranks) == 3 and all(rank.said for rank in monitor.ranks))
+    channels[0].send("failure", cause="every rank takes part", error="TransportError", operation="barrier")
     until(lambda: any(rank.failure for rank in monitor.ranks))
-    channels[1].send("status", **{**activity.now(), "waited_seconds": 9})
-    until(lambda: any(rank.said.get("waited_seconds") for rank in monitor.ranks))
     found = verdict.judge(monitor.ranks, 1, 3)
     assert found["rank"] == 2
     assert found["cause"].startswith("it was late or had stopped, and rank 0 on host")
+
+
+def test_a_rank_that_is_woken_to_be_ended_is_to_blame_whatever_it_says_then(monitor):
+    channels = [joined(monitor, number, operation="barrier") for number in range(3)]
+    until(lambda: len(monitor.ranks) == 3 and all(rank.said for rank in monitor.ranks))
+    for number in (0, 2):
+        told = {"cause": "in time", "error": "TransportError", "operation": "barrier", "waits_for": "rank 1"}
+        channels[number].send("failure", **told)
+        until(lambda number=number: monitor.ranks[number].failure)
+    channels[1].send("status", **{**activity.now(), "waited_seconds": 1, "waits_for": "rank 2", "operation": "end"})
+    until(lambda: monitor.ranks[1].said["waited_seconds"])
+    found = verdict.judge(monitor.ranks, 1, 3)
+    assert (found["rank"], found["operation"]) == (1, "barrier")
+    # Had it stopped while it waited, it would also find that its time is over.
+    channels[1].send("failure", **{**told, "waits_for": "rank 2"})
+    until(lambda: monitor.ranks[1].failure)
+    stopped = monitor.ranks[1]
+    stopped.statuses = [(when - 60, {**said, "waits_for": "rank 2"}) for when, said in stopped.statuses]
+    assert verdict.judge(monitor.ranks, 1, 3)["rank"] == 1
 
 
 def test_of_ranks_that_wait_for_one_another_the_last_is_to_blame(monitor):
     channels = [joined(monitor, 0, waited_seconds=9, waits_for="rank 2"), joined(monitor, 1)]
     # It hung while it waited itself: what it said last says so for ever.
     joined(monitor, 2, waited_seconds=9, waits_for="rank 0")
-    channels[1].send("failure", cause="in time", error="TransportError", operation="barrier", waits_for="rank 0")
     until(lambda: len(monitor.ranks) == 3 and all(rank.said for rank in monitor.ranks))
+    channels[1].send("failure", cause="in time", error="TransportError", operation="barrier", waits_for="rank 0")
     until(lambda: any(rank.failure for rank in monitor.ranks))
     found = verdict.judge(monitor.ranks, 1, 3)
     assert found["rank"] == 2
@@ -410,5 +427,6 @@ def test_a_rank_that_was_stopped_while_it_waited_is_to_blame(monitor):
     channels[0].send("failure", **told, operation="barrier")
     until(lambda: any(rank.failure for rank in monitor.ranks))
     assert verdict.judge(monitor.ranks, 1, 2)["rank"] == 0  # both waited; who gave up is all that is known
-    next(rank for rank in monitor.ranks if rank.rank == 1).heard -= 60
+    stopped = next(rank for rank in monitor.ranks if rank.rank == 1)
+    stopped.statuses = [(when - 60, said) for when, said in stopped.statuses]
     assert verdict.judge(monitor.ranks, 1, 2)["rank"] == 1
