@@ -2,14 +2,17 @@
 
 Through shared memory or in each other's arrays: which is faster, by up to four times, differs by machine and
 size, and on a virtual machine with time, as its cores are moved. So both are tried at first, and then the one is used
-that took less time when it was used last: when it becomes slower, the other has its turn.
+that took less time when it was used last, in the median of a few times: one slow time tells of the machine, and when it
+stays slower the other has its turn.
 
 Both compute every element on the same rank and in the same order, so the bits of a result don't depend on the choice.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 
 import numpy as np
 
@@ -20,29 +23,25 @@ from collective.transport.base import Transport
 WAYS = (shared_memory.all_reduce, direct.all_reduce)
 # Below, nothing is gained by doing without the copies: a call of the kernel costs as much as copying some pages.
 SMALLEST = 4 * 2**20
-# The first times may include pages that are touched for the first time.
-TRIES = 3
-# How much the last time counts beside those before.
-SHARE = 0.3
+# How often both are tried, and how many of the last times count.
+TRIES, KEPT = 3, 5
 
 
 class Lately:
     """Seconds that each way has taken lately for arrays of about one size, on the slowest rank."""
 
     def __init__(self) -> None:
-        self._seconds = [0.0] * len(WAYS)
-        self._tries = [0] * len(WAYS)
+        self._seconds: list[deque[float]] = [deque(maxlen=KEPT) for _ in WAYS]
 
     def fastest(self) -> int:
         """Which way to use next."""
-        least = min(self._tries)
-        return self._tries.index(least) if least < TRIES else self._seconds.index(min(self._seconds))
+        tries = list(map(len, self._seconds))
+        medians = list(map(statistics.median, self._seconds)) if min(tries) >= TRIES else tries
+        return medians.index(min(medians))
 
     def took(self, way: int, seconds: float) -> None:
         """Note how long a way took just now."""
-        self._tries[way] += 1
-        before = self._seconds[way] or seconds
-        self._seconds[way] = min(before, seconds) if self._tries[way] <= TRIES else before + SHARE * (seconds - before)
+        self._seconds[way].append(seconds)
 
 
 def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:
