@@ -35,8 +35,10 @@ class Lately:
 
     def fastest(self) -> int:
         """Which way to use next."""
-        tries = list(map(len, self._seconds))
-        medians = list(map(statistics.median, self._seconds)) if min(tries) >= TRIES else tries
+        tries = [len(seconds) for seconds in self._seconds]
+        if min(tries) < TRIES:
+            return tries.index(min(tries))
+        medians = [statistics.median(seconds) for seconds in self._seconds]
         return medians.index(min(medians))
 
     def took(self, way: int, seconds: float) -> None:
