@@ -27,7 +27,7 @@ from collective.transport.base import Transport
 
 # For results that overwrite the arrays, and for new ones: up to how many bytes which algorithm; beyond, the large one.
 Crossovers = dict[str, list[tuple[int, str]]]
-# The probe ends with the last size, or after this time: a start must not be felt.
+# The probe is to take this long, and ends after twice as long with whatever it has: a start must not be felt.
 SECONDS = 0.025
 THOROUGH_SECONDS = 5.0
 SIZES = tuple(256 * 4**power for power in range(7))
@@ -62,13 +62,15 @@ def crossovers(resources: Resources, place: str, thorough: bool = False) -> Cros
 
 
 def measured(resources: Resources, seconds: float) -> Crossovers:
-    """Race the algorithms over sizes from 256 bytes to 1 MiB; it takes ``seconds``, or one race more."""
-    started = time.perf_counter()
+    """Race the algorithms over sizes from 256 bytes to 1 MiB; it takes ``seconds``, at most twice that and a race."""
+    started, elapsed = time.perf_counter(), 0.0
+    most = int(MOST * seconds / SECONDS)
     races: list[dict[str, float]] = []
-    for size in SIZES:
-        race, elapsed = _race(resources, size, seconds, started)
+    for number, size in enumerate(SIZES):
+        # What disturbed the races so far leaves less time for each of the others, not none for some.
+        race, elapsed = _race(resources, size, most, (seconds - elapsed) / (len(SIZES) - number), started)
         races.append(race)
-        if elapsed > seconds:
+        if elapsed > 2 * seconds:
             break
     if not resources.transport.shared:
         return dict.fromkeys((IN_PLACE, NEW), _cut(races, LARGE))
@@ -90,13 +92,16 @@ def _cut(races: list[dict[str, float]], large: str) -> list[tuple[int, str]]:
     return [row for row, after in itertools.pairwise([*rows, (0, "")]) if row[1] != after[1]]
 
 
-def _race(resources: Resources, size: int, seconds: float, started: float) -> tuple[dict[str, float], float]:
-    """Least seconds of each contender, on the slowest rank, and the seconds since ``started``."""
+def _race(resources: Resources, size: int, most: int, seconds: float, started: float) -> tuple[dict[str, float], float]:
+    """Least seconds of each contender in up to ``most`` rounds, on the slowest rank; and the seconds since ``started``.
+
+    Cost: ``seconds``, or that of ``FEWEST`` rounds and a first one.
+    """
     transport = resources.transport
     ways = _contenders(resources, size)
     array = np.zeros(size // 4, np.float32)
     (first,) = _slowest(transport, sum(_seconds(transport, way, array) for way in ways.values()))
-    rounds = max(FEWEST, min(int(MOST * seconds / SECONDS), int(seconds / len(SIZES) / first)))
+    rounds = max(FEWEST, min(most, int(seconds / first)))
     # In turns, so that what else the machine does disturbs all; and that only ever adds.
     times = np.min([[_seconds(transport, way, array) for way in ways.values()] for _ in range(rounds)], axis=0)
     *slowest, elapsed = _slowest(transport, *times, time.perf_counter() - started)
