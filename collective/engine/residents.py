@@ -58,7 +58,12 @@ class Residents:
         """
         if not self._made or self._transport.shared is None:
             return None
-        reference, number, memory = self._known.get(id(array), (lambda: None, 0, None))
-        mine = number if reference() is array else 0
+        _, number, memory = self._known.get(id(array), (None, 0, None))
+        mine = number if self.has(array) else 0
         everyone = words.all_gather(self._transport.shared, mine)
         return memory if mine and set(everyone) == {mine} else None
+
+    def has(self, array: np.ndarray) -> bool:
+        """Whether this rank's array is a resident one."""
+        known = self._known.get(id(array))
+        return known is not None and known[0]() is array

@@ -77,7 +77,7 @@ def measured(resources: Resources, seconds: float) -> Crossovers:
     in_place = _cut(races, LARGE)
     larger = races[len(SIZES) - 2 :]  # those of 256 KiB and more, where bytes count
     if larger and sum(race[COPIED] / race[LARGE] for race in larger) < len(larger):
-        in_place = [*_cut(races, COPIED), (resources.settings.fusion_bytes, JOINED)]
+        in_place = [*_cut(races, COPIED), (SIZES[-1], JOINED)]
     return {IN_PLACE: in_place, NEW: _cut(races, JOINED)}
 
 

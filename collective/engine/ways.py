@@ -23,6 +23,7 @@ from collective.reduction import Reduction, reduction_for
 from collective.settings import Settings
 from collective.transport.base import Transport
 from collective.transport.patience import Patience
+from collective.transport.shared import SharedMemory
 
 # Where results go: over the arrays, or into new ones.
 IN_PLACE, NEW = "in place", "new"
@@ -134,7 +135,10 @@ class Exchanged:
 
 
 class Joined:
-    """Arrays inside a host that are joined in the arena, reduced there, and handed back as views of it."""
+    """Arrays inside a host that are joined in the arena, reduced there, and handed back as views of it, or copied back.
+
+    A single one that is to be reduced in place, and lives in shared memory already, stays there.
+    """
 
     shows = True
 
@@ -142,7 +146,8 @@ class Joined:
         self._arena, self._layout, self._in_place = resources.arena, layout, in_place
         self._bytes = layout.elements * reduction.dtype.itemsize
         self._dtype = reduction.dtype
-        self._reduction: Reduction = reduction
+        self._whole = self._reduction = reduction
+        self._residents = resources.residents if in_place and len(layout.shapes) == 1 else None
         self._factor: float | None = None
         self._instead = Bucketed(resources, choice.large, layout, reduction, in_place)
         if reduction.op is Average and reduction.dtype.kind == "f" and reduction.dtype.itemsize >= 4:
@@ -153,6 +158,8 @@ class Joined:
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:
         """See ``Way``."""
+        if self._residents and self._residents.has(arrays[0]):
+            return True  # then all ranks look
         self._start = self._arena.next_place(self._bytes)
         if self._start < 0 or not self._arena.is_free(self._start, self._bytes):
             return True
@@ -162,6 +169,9 @@ class Joined:
     def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:
         """See ``Way``."""
         if busy:
+            if self._residents and (memory := self._residents.memory_of(arrays[0])):
+                _reduce_resident(memory, arrays[0].reshape(-1), self._whole)
+                return arrays
             if not self._arena.grow(self._bytes):
                 return self._instead.run(arrays, busy)
             self._start = 0
@@ -246,6 +256,10 @@ class Alone:
         if memory is None:
             self._all_reduce(self._transport, flat, self._reduction, self._segment_bytes)
         else:
-            areas = [area[: flat.size] for area in resident.areas(memory, flat.dtype)]
-            resident.all_reduce(memory, areas, self._reduction)
+            _reduce_resident(memory, flat, self._reduction)
         return arrays
+
+
+def _reduce_resident(memory: SharedMemory, flat: np.ndarray, reduction: Reduction) -> None:
+    areas = [area[: flat.size] for area in resident.areas(memory, flat.dtype)]
+    resident.all_reduce(memory, areas, reduction)
