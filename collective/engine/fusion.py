@@ -70,10 +70,17 @@ def buckets(sizes: Sequence[int], bucket_bytes: int) -> Iterator[list[int]]:
 
 
 def reversed_buckets(sizes: Sequence[int], bucket_bytes: int = OVERLAP_BYTES) -> list[list[int]]:
-    """Places of gradients of ``sizes`` bytes, the last ones first, in groups of about ``bucket_bytes``.
+    """Places of gradients of ``sizes`` bytes, the last ones first, in groups of ``bucket_bytes`` or more.
 
     Backpropagation makes the gradients of the last layers first, so the first groups can travel while the others are
-    still computed.
+    still computed. A small group would only delay the large one after it.
     """
-    last = len(sizes) - 1
-    return [[last - place for place in bucket] for bucket in buckets(sizes[::-1], bucket_bytes)]
+    result: list[list[int]] = []
+    room = 0
+    for place in reversed(range(len(sizes))):
+        if room <= 0:
+            result.append([])
+            room = bucket_bytes
+        result[-1].append(place)
+        room -= sizes[place]
+    return result

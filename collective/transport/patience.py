@@ -11,15 +11,17 @@ from collective.errors import TransportError
 from collective.log import logger
 from collective.monitor import activity
 
-# Sleeping costs some 50 us of delay, too much for a short message. So a wait first only asks, then yields the core, for
-# so many seconds; then it sleeps for a part of the time it has waited already, so a sleep delays it by so much at most.
+# A wait first only asks, then yields the core, for so many seconds: to sleep would cost 50 us of delay.
 ASKS = 20
 AWAKE = 1e-3
-SLEEP_SHARE = 0.05
+# A core that is yielded to threads that compute comes back milliseconds later, one that is slept on at once. So after a
+# yield that took long, waits for messages sleep instead, for so many seconds.
+LONG_YIELD, SLEEP_INSTEAD = 1e-3, 1.0
+# A sleep lasts a part of the time that was waited already, so it delays by so much at most.
+SHORTEST_SLEEP, SLEEP_SHARE = 2e-5, 0.05
 LONGEST_SLEEP = 1e-3
-# What takes a wire a millisecond is worth sleeping for at once, and longer: the next messages come in meanwhile.
-SHORTEST_SLEEP_FOR_BYTES = 5e-5
-SLEEP_SHARE_FOR_BYTES = 0.5
+# What takes a wire a millisecond is worth longer sleeps: the next messages come in meanwhile.
+SHORTEST_SLEEP_FOR_BYTES, SLEEP_SHARE_FOR_BYTES = 5e-5, 0.5
 # What messages call an operation before there was one.
 NOTHING_YET = "an operation"
 
@@ -38,9 +40,14 @@ class Patience:
         # What keeps messages moving that this rank has sent. MPI moves them only while it is called: a rank that waits
         # for a flag in shared memory may be waited for by one that still lacks the end of an earlier message.
         self.progress: Callable[[], object] = lambda: None
+        self._sleeps_until = 0.0  # instead of yielding
 
     def wait(
-        self, test: Callable[[], bool], whom: Callable[[], str] = lambda: "other ranks", for_bytes: bool = False
+        self,
+        test: Callable[[], bool],
+        whom: Callable[[], str] = lambda: "other ranks",
+        for_bytes: bool = False,
+        is_near: bool = False,
     ) -> None:
         """Return once ``test()`` is true.
 
@@ -48,6 +55,7 @@ class Patience:
             test: Is asked again and again.
             whom: Says for whom this rank waits.
             for_bytes: Whether many bytes have to come, not only a word.
+            is_near: Whether it waits for a rank of this host, through memory; that rank may need this one's core.
 
         Raises:
             TransportError: when the time is over.
@@ -56,28 +64,30 @@ class Patience:
             if test():
                 return
         try:
-            self._wait(test, whom, for_bytes)
+            self._wait(test, whom, for_bytes, is_near)
         finally:
             activity.waits.pop(threading.get_ident(), None)
 
-    def _wait(self, test: Callable[[], bool], whom: Callable[[], str], for_bytes: bool) -> None:
+    def _wait(self, test: Callable[[], bool], whom: Callable[[], str], for_bytes: bool, is_near: bool) -> None:
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
         told = activity.Wait(self.operation, started, whom)
+        shortest, share = SHORTEST_SLEEP, SLEEP_SHARE
+        if for_bytes:
+            shortest, share = SHORTEST_SLEEP_FOR_BYTES, SLEEP_SHARE_FOR_BYTES
         while not test():
             told.looked = time.perf_counter()
             waited = told.looked - started
             if waited > AWAKE:
                 activity.waits.setdefault(threading.get_ident(), told)
-            if for_bytes:  # to ask for a message moves messages by itself
-                time.sleep(min(max(waited * SLEEP_SHARE_FOR_BYTES, SHORTEST_SLEEP_FOR_BYTES), LONGEST_SLEEP))
-            elif waited < AWAKE:
+            if not for_bytes:  # to ask for a message of many bytes moves messages by itself
                 self.progress()
+            if waited < AWAKE and not for_bytes and (is_near or told.looked > self._sleeps_until):
                 os.sched_yield()
+                if time.perf_counter() - told.looked > LONG_YIELD:
+                    self._sleeps_until = told.looked + SLEEP_INSTEAD
                 continue
-            else:
-                self.progress()
-                time.sleep(min(waited * SLEEP_SHARE, LONGEST_SLEEP))
+            time.sleep(min(max(waited * share, shortest), LONGEST_SLEEP))
             if waited > report_at:
                 logger.warning(
                     "%s has waited %.0f s for %s: late, stopped, or never calling it.", self.operation, waited, whom()

@@ -103,7 +103,7 @@ class SharedMemory:
             os.sched_yield()
             if come(flags[place]):
                 return
-        self._patience.wait(lambda: come(flags[place]), lambda: self._late(kind, come))
+        self._patience.wait(lambda: come(flags[place]), lambda: self._late(kind, come), is_near=True)
 
     def watch_flags(self, kind: int, come: Come, watch: Watch) -> None:
         """Tell ``watch`` again and again which ranks have ``come``, until it says that all have.
@@ -112,7 +112,9 @@ class SharedMemory:
             TransportError: when they don't come in time; it names them.
         """
         flags, places = self.flags, self.places[kind]
-        self._patience.wait(lambda: watch([come(flags[place]) for place in places]), lambda: self._late(kind, come))
+        self._patience.wait(
+            lambda: watch([come(flags[place]) for place in places]), lambda: self._late(kind, come), is_near=True
+        )
 
     def _late(self, kind: int, come: Come) -> str:
         late = [self.members[rank] for rank in range(self.size) if not come(self.flags[self.places[kind][rank]])]

@@ -1,6 +1,8 @@
 """The engine on threads as ranks: operations are matched by name, whatever order they come in."""
 
 import concurrent.futures
+import itertools
+import os
 import threading
 import time
 
@@ -14,7 +16,7 @@ from collective.engine import tuning
 from collective.engine.arena import Arena, rounded
 from collective.engine.calls import DIGEST_BITS, JOIN, SHUTDOWN, Call, kinds
 from collective.engine.engine import Engine
-from collective.engine.fusion import Layout, buckets
+from collective.engine.fusion import Layout, buckets, reversed_buckets
 from collective.engine.matching import BUSY
 from collective.engine.operations import AllGather, AllReduce, Broadcast, Together
 from collective.engine.planner import Planner
@@ -315,6 +317,32 @@ def test_an_equal_word_of_before_is_not_taken_for_the_one_that_is_waited_for(wor
             theirs = word if number < 5 else 1
             assert words.all_gather(other, theirs) == [word, theirs]
             assert told.result(20) == [word, theirs]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_near", "again"), [(0.0, False, True), (0.01, False, False), (0.01, True, True)]
+)
+def test_after_a_yield_that_took_long_waits_for_messages_sleep(monkeypatch, seconds, is_near, again):
+    """As beside threads that compute: a core that is yielded to them is gone for milliseconds."""
+    yields = []
+    monkeypatch.setattr(os, "sched_yield", lambda: (yields.append(1), time.sleep(seconds)))
+    patience = Patience(0, 20)
+    for count in (1, 2):
+        answers = itertools.chain([False] * 25, itertools.repeat(True))
+        patience.wait(lambda answers=answers: next(answers), is_near=is_near)
+        if count == 1:
+            first = len(yields)
+    assert first > 0
+    assert (len(yields) > first) is again
+
+
+@given(sizes=st.lists(st.integers(0, 50), max_size=30), least=st.integers(1, 60))
+def test_groups_of_gradients_begin_with_the_last_and_only_the_last_group_is_small(sizes, least):
+    groups = reversed_buckets(sizes, least)
+    assert [place for group in groups for place in group] == list(range(len(sizes)))[::-1]
+    sums = [[sizes[place] for place in group] for group in groups]
+    assert all(sum(group) >= least for group in sums[:-1])
+    assert all(sum(group[:-1]) < least for group in sums)  # none is larger than it has to be
 
 
 def test_broadcast_of_many_arrays_keeps_their_order():
