@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from collective import barrier, world
+from collective.keras import DistributedOptimizer
 
 
 def alone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -18,8 +19,6 @@ def alone(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 
 def ours(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Our ``DistributedOptimizer``."""
-    from collective.keras import DistributedOptimizer
-
     return DistributedOptimizer(optimizer)
 
 

@@ -109,7 +109,7 @@ def _measure(
     arguments: argparse.Namespace, subject: Subject, names: Sequence[str], take: Callable[[Event], None]
 ) -> int:
     """Measure on this rank; rank 0 hands on what there is to tell. Returns the exit status."""
-    _prepare()
+    _prepare(waits_in_mpi=subject is not step.SUBJECT or "horovod" in map(subject.job_of, names))
     described = False
     try:
         for event in subject.measure(arguments, names):
@@ -126,12 +126,14 @@ def _measure(
     return 0
 
 
-def _prepare() -> None:
+def _prepare(waits_in_mpi: bool) -> None:
     """Set what libraries read when they start; what the user has set stays."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Open MPI spins while it waits. Where ranks and their threads fill the cores, that takes the core from the one who
-    # is waited for, and MPI and Horovod lose by it what they need not.
-    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    if waits_in_mpi:
+        # Open MPI spins while it waits. Where ranks and their threads fill the cores, that takes the core from the one
+        # who is waited for, and MPI and Horovod lose by it what they need not. But then it yields whenever it is only
+        # asked, too, and that costs ours a millisecond or more beside threads that compute.
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
 
 def _contenders(subject: Subject, arguments: argparse.Namespace) -> list[str]:

@@ -7,6 +7,7 @@ By hand, as root: python -m collective.chaos.emulated 4:1 1gbit COMMAND... runs 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -23,13 +24,17 @@ from collective.errors import LaunchError
 # 198.18.0.0/15 is set aside for tests of networks, so it meets no real one.
 NETWORKS = tuple(f"198.{second}.{third}" for second in (18, 19) for third in range(256))
 BRIDGE = "clbr{}"
-# What ssh gives a command: a fresh environment on a host with a name of its own. Options such as ssh's -x are dropped.
+# What ssh gives a command: a fresh environment on a host with a name of its own, and with its share of the cores where
+# there is one for each host. Options such as ssh's -x are dropped.
 AGENT = """#!/bin/sh
 while [ "${1#-}" != "$1" ]; do shift; done
-name={tag}h${1##*.}
+number=${1##*.}
+name={tag}h$number
 shift
 # ssh wouldn't reach a host whose link is down.
 [ -n "$(ip -n "$name" link show dev eth0 up 2>&-)" ] || exit 255
+cores=$(({cores} / {hosts}))
+[ "$cores" -eq 0 ] || taskset -pc $(((number - 1) * cores))-$((number * cores - 1)) $$ > /dev/null
 exec env -i HOME="$HOME" PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
     ip netns exec "$name" unshare --uts sh -c 'hostname "$0"; exec sh -c "$*"' "$name" "$@"
 """
@@ -54,7 +59,7 @@ class Hosts:
 
 def obstacle() -> str:
     """Say why hosts can't be emulated here; empty: they can."""
-    missing = [tool for tool in ("ip", "tc", "unshare", "hostname") if not shutil.which(tool)]
+    missing = [tool for tool in ("ip", "tc", "unshare", "hostname", "taskset") if not shutil.which(tool)]
     if missing:
         return f"needs {', '.join(missing)} (Debian: iproute2, util-linux, hostname)"
     if os.geteuid() != 0:
@@ -86,7 +91,9 @@ def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
         agent=folder / "agent",
     )
     try:
-        up.agent.write_text(AGENT.replace("{tag}", tag))
+        values = {"tag": tag, "cores": os.cpu_count(), "hosts": count}
+        script = functools.reduce(lambda text, name: text.replace(f"{{{name}}}", str(values[name])), values, AGENT)
+        up.agent.write_text(script)
         up.agent.chmod(0o755)
         _sh(f"ip link set {bridge} up", f"ip addr add {network}.254/24 dev {bridge}")
         for name, address in zip(up.names, up.addresses, strict=True):
