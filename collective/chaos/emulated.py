@@ -7,7 +7,6 @@ By hand, as root: python -m collective.chaos.emulated 4:1 1gbit COMMAND... runs 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import shutil
@@ -33,8 +32,7 @@ name={tag}h$number
 shift
 # ssh wouldn't reach a host whose link is down.
 [ -n "$(ip -n "$name" link show dev eth0 up 2>&-)" ] || exit 255
-cores=$(({cores} / {hosts}))
-[ "$cores" -eq 0 ] || taskset -pc $(((number - 1) * cores))-$((number * cores - 1)) $$ > /dev/null
+[ {cores} -eq 0 ] || taskset -pc $(((number - 1) * {cores}))-$((number * {cores} - 1)) $$ > /dev/null
 exec env -i HOME="$HOME" PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
     ip netns exec "$name" unshare --uts sh -c 'hostname "$0"; exec sh -c "$*"' "$name" "$@"
 """
@@ -91,9 +89,8 @@ def hosts(count: int, folder: Path, rate: str = "1gbit") -> Iterator[Hosts]:
         agent=folder / "agent",
     )
     try:
-        values = {"tag": tag, "cores": os.cpu_count(), "hosts": count}
-        script = functools.reduce(lambda text, name: text.replace(f"{{{name}}}", str(values[name])), values, AGENT)
-        up.agent.write_text(script)
+        cores = (os.cpu_count() or 1) // count
+        up.agent.write_text(AGENT.replace("{tag}", tag).replace("{cores}", str(cores)))
         up.agent.chmod(0o755)
         _sh(f"ip link set {bridge} up", f"ip addr add {network}.254/24 dev {bridge}")
         for name, address in zip(up.names, up.addresses, strict=True):

@@ -190,7 +190,8 @@ def _ask_for_two_threads() -> bool:
     Returns:
         Whether there are two; not where the user wants one, or TensorFlow has begun to work with one.
     """
-    chosen = tf.config.threading.get_inter_op_parallelism_threads() or int(os.environ.get("TF_NUM_INTEROP_THREADS", 0))
+    told = os.environ.get("TF_NUM_INTEROP_THREADS", "")
+    chosen = tf.config.threading.get_inter_op_parallelism_threads() or (int(told) if told.isdecimal() else 0)
     if not chosen and len(os.sched_getaffinity(0)) == 1:
         try:
             tf.config.threading.set_inter_op_parallelism_threads(2)

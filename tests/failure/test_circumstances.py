@@ -87,14 +87,12 @@ def test_an_idle_engine_takes_no_time():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(
-    ("variables", "threads", "spare"), [({}, 2, True), ({"TF_NUM_INTEROP_THREADS": "1"}, 0, False)]
-)
-def test_a_rank_that_is_bound_to_one_core_hands_gradients_over_while_others_are_computed(variables, threads, spare):
+@pytest.mark.parametrize(("told", "threads", "spare"), [("", 2, True), ("not a number", 2, True), ("1", 0, False)])
+def test_on_a_rank_that_is_bound_to_one_core_tensorflow_runs_two_operations_at_a_time(told, threads, spare):
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "import collective.keras, tensorflow as tf\nfrom collective.tensorflow.op import SPARE_THREAD\n"
         "print('told', tf.config.threading.get_inter_op_parallelism_threads(), SPARE_THREAD)"
     )
-    result = run([sys.executable, "-c", code], timeout=60, **variables)
+    result = run([sys.executable, "-c", code], timeout=60, TF_NUM_INTEROP_THREADS=told)
     assert f"told {threads} {spare}" in result.stdout, result.stderr
