@@ -38,7 +38,8 @@ class Settings:
         small_bytes: Bytes up to which the MPI library's own all-reduce is used; -1: which one is the fastest at which
             size is measured once for a host, a library and a number of ranks, and kept in ``~/.cache/collective``.
         segment_bytes: Bytes of one message of the segmented algorithms; adding one overlaps receiving the next.
-        fusion_bytes: Bytes up to which arrays of one dtype are joined into one message; larger ones travel alone.
+        fusion_bytes: Bytes up to which arrays of one dtype are joined to be reduced in place; larger ones travel alone.
+            For new results all are joined.
         stall_seconds: Seconds an operation waits for other ranks before it says so on stderr; 0: never.
         timeout_seconds: Seconds after which such a wait is an error that ends the job; 0: never.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.

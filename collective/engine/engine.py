@@ -8,7 +8,6 @@ order, that is all there is to it. Else they tell each other what is pending (``
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from collective import timeline
+from collective.engine.bell import Bell, ask_for_short_turns
 from collective.engine.calls import Call, digest, mismatch
 from collective.engine.matching import BUSY, compare, teller
 from collective.engine.negotiation import Outcome, negotiate
@@ -84,7 +84,7 @@ class Engine:
         self._news = 0
         self._waiting = 0
         self._waiters: dict[str, int] = {}  # how many of them wait for each pending operation
-        self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._bell: Bell | None = None  # the thread's
         self._thread: threading.Thread | None = None
         # What went wrong in the middle of an operation: ranks that have lost each other get nothing right any more.
         self._lost: BaseException | None = None
@@ -155,10 +155,10 @@ class Engine:
 
     def close(self) -> None:
         """End the engine's thread; nothing is pending any more."""
-        if self._thread:
-            self._bell.put(False)
+        if self._thread and self._bell:
+            self._bell.close()
             self._thread.join()
-            self._thread = None
+            self._thread = self._bell = None
 
     def _lose(self, error: BaseException) -> BaseException:
         """Note what went wrong first in the middle of an operation; the error to raise."""
@@ -182,14 +182,17 @@ class Engine:
     def _ring(self) -> None:
         """Wake the engine's thread; made when it is first needed."""
         with self._changes:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._attend, name=THREAD_NAME, daemon=True)
+            bell = self._bell
+            if bell is None:
+                bell = self._bell = Bell()
+                self._thread = threading.Thread(target=self._attend, args=(bell,), name=THREAD_NAME, daemon=True)
                 self._thread.start()
-        self._bell.put(True)
+        bell.ring()  # not while it would have to wait for what this thread holds
 
-    def _attend(self) -> None:
+    def _attend(self, bell: Bell) -> None:
         """What the engine's thread does: it sleeps, and when the bell rings carries out all that is pending."""
-        while self._bell.get():
+        ask_for_short_turns()
+        while bell.wait():
             with self._turn:
                 self._work()
 

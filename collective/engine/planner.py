@@ -83,8 +83,8 @@ class Planner(dict[Key, Plan]):
                 for layout, place in zip(layouts, places, strict=True)
             ]
         sizes = [math.prod(what[place][1]) * dtype.itemsize for place in places]
-        # Inside a host all new results are joined, however large: they have to be copied anyway.
-        limit = 2**62 if resources.transport.shared and not (in_place or settings.algorithm) else settings.fusion_bytes
+        # New results are joined, however large: the values have to be copied anyway.
+        limit = settings.fusion_bytes if in_place else sum(sizes)
         ways: list[tuple[Way, list[int]]] = []
         for bucket in buckets(sizes, limit):
             mine = [places[number] for number in bucket]

@@ -13,6 +13,7 @@ import math
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -227,11 +228,10 @@ class Status:
 
 def _carry_out(number: int, context: int) -> None:
     """Call what the operation calls, with its inputs, and set its outputs or its status."""
-    inputs: list[int] = []
     release_noted()
     with Status() as status:
         try:
-            arrays = [_input(context, place, inputs, status) for place in range(count_inputs(context))]
+            arrays = [_input(context, place, status) for place in range(count_inputs(context))]
             for place, result in enumerate(CALLS[number][0](*arrays)):
                 _set_output(context, place, result, status)
         except BaseException as error:  # there is no caller to raise it to
@@ -239,21 +239,22 @@ def _carry_out(number: int, context: int) -> None:
             message = f"{type(error).__name__}: {error}" if code == tf.errors.UNKNOWN else str(error)
             set_status(status.pointer, code, message.encode())
             fail(context, status.pointer)
-        finally:
-            for tensor in inputs:
-                delete_tensor(tensor)
 
 
-def _input(context: int, place: int, kept: list[int], status: Status) -> np.ndarray:
-    """An input as a read-only array over TensorFlow's memory, which lives as long as the tensor in ``kept``."""
+def _input(context: int, place: int, status: Status) -> np.ndarray:
+    """An input as a read-only array over TensorFlow's memory, which TensorFlow has back when the array is gone."""
     pointer = c_void_p()
     get_input(context, place, byref(pointer), status.pointer)
     status.check()
     tensor = pointer.value
-    kept.append(tensor)  # type: ignore[arg-type]  # without a tensor the status says so
-    shape = tuple([tensor_length(tensor, axis) for axis in range(tensor_dimensions(tensor))])
-    array = _memory(tensor_data(tensor), shape, _numpy_dtype(tensor_dtype(tensor)))
+    try:
+        shape = tuple([tensor_length(tensor, axis) for axis in range(tensor_dimensions(tensor))])
+        array = _memory(tensor_data(tensor), shape, _numpy_dtype(tensor_dtype(tensor)))
+    except ArgumentError:
+        delete_tensor(tensor)
+        raise
     array.flags.writeable = False
+    weakref.finalize(array, delete_tensor, tensor).atexit = False
     return array
 
 

@@ -221,8 +221,7 @@ class Proxy:
             target.shutdown(socket.SHUT_RDWR)
 
     def cut(self):
-        while self.ends:
-            end = self.ends.pop()
+        for end in list(self.ends):  # not one that is made anew meanwhile
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
