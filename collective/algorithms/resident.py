@@ -7,7 +7,7 @@ slices after a barrier instead was measured to take twice as long: they have lef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,8 +21,19 @@ PIECE_BYTES = 256 * 1024
 MET = 0
 
 
-def all_reduce(memory: SharedMemory, arrays: Sequence[np.ndarray], reduction: Reduction) -> None:
+def all_reduce(
+    memory: SharedMemory,
+    arrays: Sequence[np.ndarray],
+    reduction: Reduction,
+    fill: Callable[[int, int], None] = lambda start, stop: None,  # noqa: ARG005
+) -> None:
     """Reduce ``arrays``, flat and one of each rank, in place; all ranks' values are there, as after ``meet``.
+
+    Args:
+        memory: The ranks.
+        arrays: What they share.
+        reduction: How to add.
+        fill: Writes this rank's values between two places, of those that it reduces itself, if they aren't there yet.
 
     Cost per rank: no messages; (N-1)/N of the array is read elsewhere and (N-1)/N written elsewhere.
     """
@@ -31,6 +42,7 @@ def all_reduce(memory: SharedMemory, arrays: Sequence[np.ndarray], reduction: Re
     others = [array for rank, array in enumerate(arrays) if rank != memory.rank]
     for start in range(bounds[memory.rank], bounds[memory.rank + 1], step):
         piece = slice(start, min(start + step, bounds[memory.rank + 1]))
+        fill(piece.start, piece.stop)
         mine = arrays[memory.rank][piece]
         reduction.join([mine, *(other[piece] for other in others)], mine)
         reduction.finish(mine)

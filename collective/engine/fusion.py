@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Sequence
 
@@ -31,14 +32,36 @@ class Layout:
             start = -(-self.elements // line) * line
             self.elements = start + math.prod(shape)
             self._slots.append((slice(start, self.elements), shape))
+        self._ends = [slot.stop for slot, _ in self._slots]
 
-    def pack(self, arrays: Sequence[np.ndarray], flat: np.ndarray, factor: float | None = None) -> None:
-        """Write the values of all arrays into ``flat``, multiplied by ``factor`` on the way if given."""
-        for array, (slot, _) in zip(arrays, self._slots, strict=True):
+    def pack(
+        self,
+        arrays: Sequence[np.ndarray],
+        flat: np.ndarray,
+        factor: float | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        """Write the values of all arrays into ``flat``, multiplied by ``factor`` on the way if given.
+
+        Args:
+            arrays: As many as there are shapes.
+            flat: Where they go.
+            factor: What they are multiplied by; None: nothing.
+            start: Where in ``flat`` to begin.
+            stop: Where in ``flat`` to end; None: at its end.
+        """
+        stop = self.elements if stop is None else stop
+        for place in range(bisect.bisect_right(self._ends, start), len(arrays)):
+            slot, _ = self._slots[place]
+            if slot.start >= stop:
+                break
+            first, last = max(slot.start, start), min(slot.stop, stop)
+            values = arrays[place].reshape(-1)[first - slot.start : last - slot.start]
             if factor is None:
-                flat[slot] = array.reshape(-1)
+                flat[first:last] = values
             else:
-                np.multiply(array.reshape(-1), factor, out=flat[slot])
+                np.multiply(values, factor, out=flat[first:last])
 
     def unpack(self, flat: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
         """Write the values of ``flat`` into all arrays."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from collective.algorithms import choice, exchange, resident, words
 from collective.algorithms.choice import AllReduce
+from collective.algorithms.segments import even_bounds
 from collective.engine.arena import Arena
 from collective.engine.fusion import Layout
 from collective.engine.matching import BUSY, agree
@@ -146,6 +147,8 @@ class Joined:
         self._arena, self._layout, self._in_place = resources.arena, layout, in_place
         self._bytes = layout.elements * reduction.dtype.itemsize
         self._dtype = reduction.dtype
+        rank = resources.transport.rank
+        self._own = slice(*even_bounds(layout.elements, resources.transport.size)[rank : rank + 2])
         self._whole = self._reduction = reduction
         self._residents = resources.residents if in_place and len(layout.shapes) == 1 else None
         self._factor: float | None = None
@@ -163,7 +166,7 @@ class Joined:
         self._start = self._arena.next_place(self._bytes)
         if self._start < 0 or not self._arena.is_free(self._start, self._bytes):
             return True
-        self._pack(arrays)
+        self._show(arrays)
         return False
 
     def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:
@@ -175,18 +178,25 @@ class Joined:
             if not self._arena.grow(self._bytes):
                 return self._instead.run(arrays, busy)
             self._start = 0
-            self._pack(arrays)
+            self._show(arrays)
         memory = self._arena.memory
         assert memory is not None  # noqa: S101  # else the arena didn't grow
         if busy:
             resident.meet(memory)
         rows = [row.view(self._dtype) for row in self._arena.take(self._start, self._bytes)]
-        resident.all_reduce(memory, rows, self._reduction)
-        return self._layout.deliver(rows[memory.rank], arrays, self._in_place)
+        mine = rows[memory.rank]
 
-    def _pack(self, arrays: Sequence[np.ndarray]) -> None:
+        def fill(start: int, stop: int) -> None:
+            self._layout.pack(arrays, mine, self._factor, start, stop)
+
+        resident.all_reduce(memory, rows, self._reduction, fill)
+        return self._layout.deliver(mine, arrays, self._in_place)
+
+    def _show(self, arrays: Sequence[np.ndarray]) -> None:
+        """Pack what other ranks reduce; what this one reduces is packed piece by piece, and still in the cache then."""
         mine = self._arena.row(self._start, self._bytes).view(self._dtype)
-        self._layout.pack(arrays, mine, self._factor)
+        self._layout.pack(arrays, mine, self._factor, stop=self._own.start)
+        self._layout.pack(arrays, mine, self._factor, start=self._own.stop)
 
 
 class Bucketed:

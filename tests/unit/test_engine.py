@@ -283,6 +283,23 @@ def test_a_layout_packs_and_gives_back_and_begins_every_array_at_a_cache_line(sh
         np.testing.assert_array_equal(array, view)
 
 
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1, max_size=9),
+    factor=st.sampled_from([None, 0.5]),
+    data=st.data(),
+)
+def test_a_layout_that_is_packed_between_two_places_leaves_the_rest_alone(shapes, factor, data):
+    arrays = [1 + np.arange(rows * columns, dtype=np.float32).reshape(rows, columns) for rows, columns in shapes]
+    layout = Layout(shapes, np.dtype(np.float32))
+    start, stop = sorted(data.draw(st.integers(0, layout.elements)) for _ in range(2))
+    whole, part = np.zeros((2, layout.elements), np.float32)
+    layout.pack(arrays, whole, factor)
+    layout.pack(arrays, part, factor, start, stop)
+    np.testing.assert_array_equal(part[start:stop], whole[start:stop])
+    assert not part[:start].any()
+    assert not part[stop:].any()
+
+
 @given(size=st.integers(0, 2**40))
 def test_memory_is_rounded_up_by_an_eighth_at_most(size):
     assert size <= rounded(size) <= max(size * 9 / 8 + 64, 64)
