@@ -32,7 +32,7 @@ SECONDS = 0.025
 THOROUGH_SECONDS = 5.0
 SIZES = tuple(256 * 4**power for power in range(7))
 FEWEST, MOST = 3, 15
-COPIED = "joined, and copied back"
+COPIED, NATIVE_NEW = "joined, and copied back", "native, to a new array"
 # Of places in the cache; beyond, the oldest is forgotten. Clusters that name their hosts anew for every job have many.
 MOST_KEPT = 100
 
@@ -78,7 +78,7 @@ def measured(resources: Resources, seconds: float) -> Crossovers:
     larger = races[len(SIZES) - 2 :]  # those of 256 KiB and more, where bytes count
     if larger and sum(race[COPIED] / race[LARGE] for race in larger) < len(larger):
         in_place = [*_cut(races, COPIED), (SIZES[-1], JOINED)]
-    return {IN_PLACE: in_place, NEW: _cut(races, JOINED)}
+    return {IN_PLACE: in_place, NEW: _cut([race | {NATIVE: race[NATIVE_NEW]} for race in races], JOINED)}
 
 
 def _cut(races: list[dict[str, float]], large: str) -> list[tuple[int, str]]:
@@ -119,6 +119,7 @@ def _contenders(resources: Resources, size: int) -> dict[str, Way]:
     if transport.shared:
         ways[JOINED] = Joined(resources, layout, reduction, in_place=False)
         ways[COPIED] = Joined(resources, layout, reduction, in_place=True)
+        ways[NATIVE_NEW] = Native(resources, reduction, in_place=False)
         if resources.small is not None and size <= exchange.LARGEST:
             ways[EXCHANGE] = Exchanged(resources, layout, reduction, in_place=True)
     return ways

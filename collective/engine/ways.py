@@ -238,10 +238,11 @@ class Native:
 
     def run(self, arrays: Sequence[np.ndarray], busy: bool) -> Sequence[np.ndarray]:  # noqa: ARG002
         """See ``Way``."""
-        array = arrays[0] if self._in_place else arrays[0].copy()
-        self._all_reduce(array)
-        self._finish(array)
-        return (array,)
+        (array,) = arrays
+        result = array if self._in_place else np.empty(array.shape, array.dtype)
+        self._all_reduce(array, result)
+        self._finish(result)
+        return (result,)
 
 
 class Alone:

@@ -30,8 +30,12 @@ class Native(Protocol):
     def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce a contiguous array in place, once all ranks have come; an average is left as the sum."""
 
-    def prepared(self, op: ReduceOp, dtype: np.dtype) -> Callable[[np.ndarray], object]:
-        """``all_reduce`` for one operation and dtype, for arrays so small that every call in Python counts."""
+    def prepared(self, op: ReduceOp, dtype: np.dtype) -> Callable[[np.ndarray, np.ndarray], object]:
+        """``all_reduce`` for one operation and dtype, for arrays so small that every call in Python counts.
+
+        Returns:
+            A function of an array and of the one that gets the result, which may be the same.
+        """
 
     def all_reduce_patiently(self, array: np.ndarray, op: ReduceOp) -> None:
         """Do the same while a rank may be late: without holding a core until it comes, and not in silence."""

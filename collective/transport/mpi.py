@@ -106,13 +106,15 @@ class MpiNative:
 
     def all_reduce(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce in place, once all ranks have come; see ``collective.transport.base``."""
-        self.prepared(op, array.dtype)(array)
+        self.prepared(op, array.dtype)(array, array)
 
-    def prepared(self, op: ReduceOp, dtype: np.dtype) -> Callable[[np.ndarray], object]:
+    def prepared(self, op: ReduceOp, dtype: np.dtype) -> Callable[[np.ndarray, np.ndarray], object]:
         """See ``collective.transport.base``."""
         # Not the datatype that mpi4py would find, such as MPI_UNSIGNED_LONG: of that, some libraries' minimum is wrong.
         datatype, reduce = self._datatype(dtype), self.OPS[op]
-        return lambda array: self._communicator.Allreduce(MPI.IN_PLACE, [array, datatype], reduce)
+        return lambda array, out: self._communicator.Allreduce(
+            MPI.IN_PLACE if out is array else [array, datatype], [out, datatype], reduce
+        )
 
     def all_reduce_patiently(self, array: np.ndarray, op: ReduceOp) -> None:
         """Reduce in place; see ``collective.transport.base``."""
