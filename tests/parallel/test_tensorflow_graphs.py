@@ -7,7 +7,7 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 
 import collective
 import collective.tensorflow as hvd
-from collective.tensorflow import graph
+from collective.tensorflow import graph, op
 
 v1 = tf.compat.v1
 
@@ -42,6 +42,29 @@ def test_operations_of_a_session_may_wait_in_another_order_on_each_rank(session,
         values = session.run(results, {delays: order * 0.002})
         total = size * (size - 1) / 2
         np.testing.assert_allclose(np.concatenate(values), np.arange(count) * size + total)
+
+
+def test_an_input_stays_as_it_is_while_its_array_is_kept_and_goes_back_then(monkeypatch):
+    """Gradients are handed over and read later, when TensorFlow may have use for their memory."""
+    given_back, kept = [], []
+    delete = op.delete_tensor
+    monkeypatch.setattr(op, "delete_tensor", lambda tensor: (given_back.append(tensor), delete(tensor)))
+
+    @tf.function(jit_compile=False)
+    def step(value):
+        (taken,) = graph.call(keep, [tf.fill([100_000], value) * 2], "keep", [()], [tf.int64])
+        return taken
+
+    def keep(_, array):
+        kept.append(array)
+        return [np.int64(0)]
+
+    for number in range(10):
+        step(tf.constant(float(number)))
+    assert len(given_back) == 10  # the results
+    assert [set(array) for array in kept] == [{2.0 * number} for number in range(10)]
+    kept.clear()
+    assert len(given_back) == 20
 
 
 def test_all_operations_work_in_a_session(session, rank, size):

@@ -300,6 +300,15 @@ def test_a_layout_that_is_packed_between_two_places_leaves_the_rest_alone(shapes
     assert not part[stop:].any()
 
 
+def test_new_results_are_one_bucket_and_large_arrays_in_place_travel_alone():
+    def work(transport):
+        ranks = Ranks(transport, fusion_bytes=64, algorithm="ring")
+        arrays = [np.zeros(length, np.float32) for length in (1, 1000, 2)]
+        return [type(ranks.plan(arrays, in_place=in_place).way).__name__ for in_place in (False, True)]
+
+    assert run_ranks(2, work) == [["Bucketed", "InTurn"]] * 2
+
+
 @given(size=st.integers(0, 2**40))
 def test_memory_is_rounded_up_by_an_eighth_at_most(size):
     assert size <= rounded(size) <= max(size * 9 / 8 + 64, 64)
