@@ -197,9 +197,16 @@ def _divide_integer(values: np.ndarray, size: int) -> None:
 
 
 def _half_join(ufunc: np.ufunc, divisor: int, dtype: np.dtype) -> Join:
-    if dtype == dtypes.FLOAT16 and ufunc is np.add and divisor & (divisor - 1) == 0:
-        return _float16_join(divisor)
-    return _widened_join(ufunc, divisor)
+    if ufunc is not np.add:
+        return _widened_join(ufunc, divisor)
+    is_short = dtype == dtypes.FLOAT16 and divisor & (divisor - 1) == 0
+    in_steps = _float16_join(divisor) if is_short else _widened_join(ufunc, divisor)
+
+    def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+        if divisor != 1 or len(parts) != 2 or not halves.add(parts[0], parts[1], out):
+            in_steps(parts, out)
+
+    return join
 
 
 def _widened_join(ufunc: np.ufunc, divisor: int) -> Join:
@@ -228,6 +235,9 @@ def _float16_join(divisor: int) -> Join:
 
     @quiet
     def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+        if halves.is_borrowed():
+            otherwise(parts, out)
+            return
         for block in _blocks(out):
             sums, others = _scratch.wide[:, : out[block].size]
             finite = halves.widen_scaled(parts[0][block], sums)
@@ -247,7 +257,7 @@ def _half_combine(ufunc: np.ufunc, dtype: np.dtype) -> Combine:
 
     @quiet
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
-        if dtype == dtypes.BFLOAT16:
+        if dtype == dtypes.BFLOAT16 and not halves.is_borrowed():
             # NumPy casts in blocks of its own, with less to do for each than Python has.
             ufunc(lower, higher, out=out, dtype=np.float32, casting="unsafe")
         else:

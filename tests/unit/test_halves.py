@@ -20,6 +20,24 @@ ALL = np.arange(1 << 16, dtype=np.uint16)
 quiet = np.errstate(all="ignore")
 
 
+@pytest.fixture(autouse=True, params=["NumPy", "PyTorch", "PyTorch on one core"])
+def arithmetic(request):
+    """Every test holds whoever adds and casts."""
+    if request.param == "NumPy":
+        halves.borrow(None)
+        yield
+        return
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import collective.torch.halves
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if "one" in request.param else 2)
+    halves.borrow(collective.torch.halves)
+    yield
+    halves.borrow(None)
+    torch.set_num_threads(threads)
+
+
 def assert_same_bits(actual, expected):
     """Equal bit by bit, but for NaN, which has many."""
     assert actual.dtype == expected.dtype
@@ -159,6 +177,19 @@ def test_an_average_does_not_overflow(dtype, size):
         average.combine(parts[0], part, parts[0])
     average.finish(parts[0])
     np.testing.assert_allclose(np.float64(parts[0]), float(largest) * 0.9, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_values_that_must_not_be_written_to(dtype):
+    half = np.linspace(-3, 3, 100).astype(dtype)
+    wide = half.astype(np.float32)
+    half.flags.writeable = wide.flags.writeable = False
+    widened, added = np.empty(100, np.float32), np.empty(100, dtype)
+    halves.widen(half, widened)
+    assert_same_bits(widened, wide)
+    assert_same_bits(narrowed(wide, dtype), half)
+    reduction_for(Sum, half.dtype, 2).join([half, half], added)
+    assert_same_bits(added, (2 * wide).astype(dtype))
 
 
 def test_joining_other_dtypes_is_to_combine():
