@@ -14,14 +14,18 @@ from collective.monitor import activity
 # A wait first only asks, then yields the core, for so many seconds: to sleep would cost 50 us of delay.
 ASKS = 20
 AWAKE = 1e-3
-# A core that is yielded to threads that compute comes back milliseconds later, one that is slept on at once. So after a
-# yield that took long, waits for messages sleep instead, for so many seconds.
-LONG_YIELD, SLEEP_INSTEAD = 1e-3, 1.0
+# A core that is yielded to threads that compute comes back milliseconds later. So after a yield that took long the core
+# counts as busy, for so many seconds, and messages are waited for in another way.
+LONG_YIELD, BUSY = 1e-3, 1.0
+# On a busy core a wait keeps asking, for so many seconds. Linux lets who sleeps for a moment have the core back at once
+# only if it has used less than its share; else the next tick decides, up to 4 ms later.
+AWAKE_ON_BUSY_CORE = 5e-4
 # A sleep lasts a part of the time that was waited already, so it delays by so much at most.
 SHORTEST_SLEEP, SLEEP_SHARE = 2e-5, 0.05
 LONGEST_SLEEP = 1e-3
-# What takes a wire a millisecond is worth longer sleeps: the next messages come in meanwhile.
-SHORTEST_SLEEP_FOR_BYTES, SLEEP_SHARE_FOR_BYTES = 5e-5, 0.5
+# What takes a wire a millisecond is worth longer sleeps: the next messages come in meanwhile. On a busy core longer
+# ones still: to wake takes the core from a thread that computes, and who has slept longer gets it at once.
+SHORTEST_SLEEP_FOR_BYTES, SHORTEST_ON_BUSY_CORE, SLEEP_SHARE_FOR_BYTES = 5e-5, 5e-4, 0.5
 # What messages call an operation before there was one.
 NOTHING_YET = "an operation"
 
@@ -40,7 +44,7 @@ class Patience:
         # What keeps messages moving that this rank has sent. MPI moves them only while it is called: a rank that waits
         # for a flag in shared memory may be waited for by one that still lacks the end of an earlier message.
         self.progress: Callable[[], object] = lambda: None
-        self._sleeps_until = 0.0  # instead of yielding
+        self._busy_until = 0.0  # the core, with threads that compute
 
     def wait(
         self,
@@ -72,9 +76,11 @@ class Patience:
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
         told = activity.Wait(self.operation, started, whom)
+        is_busy = started < self._busy_until
         shortest, share = SHORTEST_SLEEP, SLEEP_SHARE
         if for_bytes:
-            shortest, share = SHORTEST_SLEEP_FOR_BYTES, SLEEP_SHARE_FOR_BYTES
+            shortest = SHORTEST_ON_BUSY_CORE if is_busy else SHORTEST_SLEEP_FOR_BYTES
+            share = SLEEP_SHARE_FOR_BYTES
         while not test():
             told.looked = time.perf_counter()
             waited = told.looked - started
@@ -82,10 +88,12 @@ class Patience:
                 activity.waits.setdefault(threading.get_ident(), told)
             if not for_bytes:  # to ask for a message of many bytes moves messages by itself
                 self.progress()
-            if waited < AWAKE and not for_bytes and (is_near or told.looked > self._sleeps_until):
+            if waited < AWAKE and not for_bytes and (is_near or not is_busy):
                 os.sched_yield()
                 if time.perf_counter() - told.looked > LONG_YIELD:
-                    self._sleeps_until = told.looked + SLEEP_INSTEAD
+                    self._busy_until, is_busy = told.looked + BUSY, True
+                continue
+            if waited < AWAKE_ON_BUSY_CORE and not for_bytes:
                 continue
             time.sleep(min(max(waited * share, shortest), LONGEST_SLEEP))
             if waited > report_at:
