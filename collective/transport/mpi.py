@@ -49,13 +49,13 @@ left: MPI.Intracomm | None = None
 class MpiRequest:
     """A message under way in MPI."""
 
-    __slots__ = ("_complete", "_expected", "_is_long", "_patience", "_peer", "_request", "_status")
+    __slots__ = ("_complete", "_expected", "_length", "_patience", "_peer", "_request", "_status")
 
     def __init__(
         self, request: MPI.Request, patience: Patience, peer: int, length: int, expected: int | None = None
     ) -> None:
         self._request, self._patience, self._peer, self._expected = request, patience, peer, expected
-        self._is_long = length >= LONG
+        self._length = length if length >= LONG else 0
         self._status = None if expected is None else MPI.Status()
         self._complete = False
 
@@ -71,7 +71,7 @@ class MpiRequest:
         Raises:
             TransportError: when less came than was announced; MPI itself would call that a success.
         """
-        self._patience.wait(self.done, self._whom, for_bytes=self._is_long)
+        self._patience.wait(self.done, self._whom, self._length)
         if self._status is not None:
             received = self._status.Get_count(MPI.BYTE)
             if received != self._expected:

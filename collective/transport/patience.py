@@ -21,11 +21,10 @@ LONG_YIELD, BUSY = 1e-3, 1.0
 # only if it has used less than its share; else the next tick decides, up to 4 ms later.
 AWAKE_ON_BUSY_CORE = 5e-4
 # A sleep lasts a part of the time that was waited already, so it delays by so much at most.
-SHORTEST_SLEEP, SLEEP_SHARE = 2e-5, 0.05
-LONGEST_SLEEP = 1e-3
-# What takes a wire a millisecond is worth longer sleeps: the next messages come in meanwhile. On a busy core longer
-# ones still: to wake takes the core from a thread that computes, and who has slept longer gets it at once.
-SHORTEST_SLEEP_FOR_BYTES, SHORTEST_ON_BUSY_CORE, SLEEP_SHARE_FOR_BYTES = 5e-5, 5e-4, 0.5
+SHORTEST_SLEEP, SLEEP_SHARE, LONGEST_SLEEP = 2e-5, 0.05, 2e-3
+# How long many bytes take is known from those before: the first sleep lasts so much of that, further ones so much. How
+# much the last message counts in what is known.
+FIRST_SLEEP, FURTHER_SLEEPS, NEWEST = 0.75, 0.1, 0.2
 # What messages call an operation before there was one.
 NOTHING_YET = "an operation"
 
@@ -45,12 +44,13 @@ class Patience:
         # for a flag in shared memory may be waited for by one that still lacks the end of an earlier message.
         self.progress: Callable[[], object] = lambda: None
         self._busy_until = 0.0  # the core, with threads that compute
+        self._seconds_a_byte = 0.0  # of messages that were waited for
 
     def wait(
         self,
         test: Callable[[], bool],
         whom: Callable[[], str] = lambda: "other ranks",
-        for_bytes: bool = False,
+        length: int = 0,
         is_near: bool = False,
     ) -> None:
         """Return once ``test()`` is true.
@@ -58,44 +58,43 @@ class Patience:
         Args:
             test: Is asked again and again.
             whom: Says for whom this rank waits.
-            for_bytes: Whether many bytes have to come, not only a word.
+            length: Of a message so long that it takes a while, in bytes; 0: a word has to come.
             is_near: Whether it waits for a rank of this host, through memory; that rank may need this one's core.
 
         Raises:
             TransportError: when the time is over.
         """
-        for _ in range(1 if for_bytes else ASKS):
+        for _ in range(1 if length else ASKS):
             if test():
                 return
         try:
-            self._wait(test, whom, for_bytes, is_near)
+            self._wait(test, whom, length, is_near)
         finally:
             activity.waits.pop(threading.get_ident(), None)
 
-    def _wait(self, test: Callable[[], bool], whom: Callable[[], str], for_bytes: bool, is_near: bool) -> None:
+    def _wait(self, test: Callable[[], bool], whom: Callable[[], str], length: int, is_near: bool) -> None:
         started = time.perf_counter()
         report_at = self.stall_seconds or float("inf")
         told = activity.Wait(self.operation, started, whom)
         is_busy = started < self._busy_until
-        shortest, share = SHORTEST_SLEEP, SLEEP_SHARE
-        if for_bytes:
-            shortest = SHORTEST_ON_BUSY_CORE if is_busy else SHORTEST_SLEEP_FOR_BYTES
-            share = SLEEP_SHARE_FOR_BYTES
+        expected = self._seconds_a_byte * length
+        sleep = FIRST_SLEEP * expected
         while not test():
             told.looked = time.perf_counter()
             waited = told.looked - started
             if waited > AWAKE:
                 activity.waits.setdefault(threading.get_ident(), told)
-            if not for_bytes:  # to ask for a message of many bytes moves messages by itself
+            if not length:  # to ask for a message of many bytes moves messages by itself
                 self.progress()
-            if waited < AWAKE and not for_bytes and (is_near or not is_busy):
+            if waited < AWAKE and not length and (is_near or not is_busy):
                 os.sched_yield()
                 if time.perf_counter() - told.looked > LONG_YIELD:
                     self._busy_until, is_busy = told.looked + BUSY, True
                 continue
-            if waited < AWAKE_ON_BUSY_CORE and not for_bytes:
+            if waited < AWAKE_ON_BUSY_CORE and not length:
                 continue
-            time.sleep(min(max(waited * share, shortest), LONGEST_SLEEP))
+            time.sleep(min(max(sleep, waited * SLEEP_SHARE, SHORTEST_SLEEP), LONGEST_SLEEP))
+            sleep = FURTHER_SLEEPS * expected
             if waited > report_at:
                 logger.warning(
                     "%s has waited %.0f s for %s: late, stopped, or never calling it.", self.operation, waited, whom()
@@ -108,3 +107,6 @@ class Patience:
                     fix="Look why it is late or has stopped; COLLECTIVE_TIMEOUT_SECONDS allows more time",
                     whom=whom(),
                 )
+        if length:  # whoever was late says nothing of the wire
+            took = min(time.perf_counter() - started, LONGEST_SLEEP) / length
+            self._seconds_a_byte += NEWEST * (took - self._seconds_a_byte)

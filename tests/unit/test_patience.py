@@ -64,12 +64,25 @@ def test_a_word_is_waited_for_awake_and_then_in_sleeps_of_a_part_of_the_time(cor
         assert seconds <= min(patience.LONGEST_SLEEP, max(0.06 * (when - started), patience.SHORTEST_SLEEP))
 
 
-def test_bytes_are_slept_for_at_once(core):
-    sleeps = waits(core, patience.Patience(0), 0.02, for_bytes=True).lengths("sleep")
+def test_bytes_are_slept_for_as_long_as_those_before_took(core):
+    how, length = patience.Patience(0), 1 << 20
+    assert len(waits(core, how, 1e-3, length=length).lengths("sleep")) > 10
+    for _ in range(20):
+        sleeps = waits(core, how, 1e-3, length=length).lengths("sleep")
     assert not core.lengths("yield")
-    assert sleeps[0] == patience.SHORTEST_SLEEP_FOR_BYTES
-    assert sleeps == sorted(sleeps)
-    assert sleeps[-1] == patience.LONGEST_SLEEP
+    assert len(sleeps) < 6
+    assert sleeps[0] == pytest.approx(0.75e-3, rel=0.2)
+    # Half of the bytes take half of the time.
+    assert waits(core, how, 5e-4, length=length // 2).lengths("sleep")[0] == pytest.approx(sleeps[0] / 2, rel=0.2)
+
+
+def test_a_rank_that_was_late_is_soon_forgotten(core):
+    how, length = patience.Patience(0), 1 << 20
+    for _ in range(20):
+        waits(core, how, 1e-3, length=length)
+    assert max(waits(core, how, 5, length=length).lengths("sleep")) == patience.LONGEST_SLEEP
+    sleeps = waits(core, how, 1e-3, length=length).lengths("sleep")
+    assert sum(sleeps) < 1.2e-3
 
 
 def test_a_core_that_comes_back_late_is_not_yielded_again_for_a_second(core):
@@ -80,8 +93,6 @@ def test_a_core_that_comes_back_late_is_not_yielded_again_for_a_second(core):
     done = waits(core, how, 0.01).done
     assert {name for name, _, _ in done} == {"sleep"}
     assert done[0][1] - started >= patience.AWAKE_ON_BUSY_CORE
-    sleeps = waits(core, how, 0.02, for_bytes=True).lengths("sleep")
-    assert sleeps[0] == patience.SHORTEST_ON_BUSY_CORE
     core.now += patience.BUSY
     assert waits(core, how, 0.01).lengths("yield")
     # Its own host's ranks may need the core.
