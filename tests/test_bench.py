@@ -286,10 +286,10 @@ def test_steps_with_and_without_averaging():
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch, for Gloo")
 def test_steps_that_only_meet_or_only_use_the_wire_are_measured_beside():
-    result = bench("step", "-np", "2", "--models", "mlp", "--steps", "10", "--beside", "barrier,gloo-ahead")
+    result = bench("step", "-np", "2", "--models", "mlp", "--steps", "10", "--beside", "barrier,copies,gloo-ahead")
     assert result.returncode == 0, result.stderr
     cells = dict(zip(*table(result.stdout), strict=True))
-    for name in ("collective", "barrier", "gloo-ahead"):
+    for name in ("collective", "barrier", "copies", "gloo-ahead"):
         exposed = float(cells[f"{name}, ms"]) - float(cells["alone, ms"])
         assert float(cells[f"{name} exposed, ms"]) == pytest.approx(exposed, abs=0.011)
 

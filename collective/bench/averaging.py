@@ -39,6 +39,20 @@ def meeting(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer
     return _applying(optimizer, after_all)
 
 
+def copying(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """A barrier, and copies of the gradients as results: what it costs by itself that results are new."""
+    from collective.tensorflow.graph import call
+
+    def copy(_: str, *gradients: np.ndarray) -> list[np.ndarray]:
+        barrier()
+        return [gradient.copy() for gradient in gradients]
+
+    def copies(gradients: list[Any]) -> list[Any]:
+        return call(copy, gradients, "copy", [gradient.shape for gradient in gradients])
+
+    return _applying(optimizer, copies)
+
+
 def horovod(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Horovod's operation on all gradients as one group. Its own optimizer doesn't average under Keras 3."""
     from horovod.tensorflow import mpi_ops
@@ -79,6 +93,7 @@ def _applying(
 AVERAGING: dict[str, Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]] = {
     "collective": ours,
     "barrier": meeting,
+    "copies": copying,
     "horovod": horovod,
     "horovod-each": horovod_each,
 }

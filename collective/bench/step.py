@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 TABLE = "Keras on TensorFlow, Adam"
 MODELS = ("mlp", "wide", "cnn")
 ALONE = "alone"
-# These average nothing, so the ranks' weights differ: a meeting in every step, and Gloo that begins with the step.
-MEETING, AHEAD = "barrier", "gloo-ahead"
+# These average nothing, so the ranks' weights differ: a meeting in every step, one with copies as results, and Gloo
+# that begins with the step.
+MEETING, COPIES, AHEAD = "barrier", "copies", "gloo-ahead"
 # Contenders take turns by blocks of steps: one alone would find another's weights in the cache.
 BLOCK = 10
 RATE = 1e-3
@@ -69,7 +70,7 @@ def measure_one(name: str, model: Model, names: Sequence[str], rounds: int) -> R
         steps[AHEAD] = _ahead(steps[AHEAD], trained[AHEAD].count_params())
     _blocks([*steps.values()], 0)  # the first traces the graph
     own = np.concatenate([_blocks([*steps.values()], number) for number in range(rounds)])
-    for contender in [name for name in names if name not in (MEETING, AHEAD)]:
+    for contender in [name for name in names if name not in (MEETING, COPIES, AHEAD)]:
         _check(contender, trained[contender].get_weights())
     spreads = summarize(list(trained), from_all_ranks(own))
     # In another contender's processes the step without averaging is not the same.
@@ -163,6 +164,7 @@ SUBJECT = Subject(
     contenders={
         OURS: "tensorflow",
         MEETING: "tensorflow",
+        COPIES: "tensorflow",
         AHEAD: "torch",
         "horovod": "horovod",
         "horovod-each": "horovod",
