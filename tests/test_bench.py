@@ -170,7 +170,7 @@ def test_a_wrong_sum_ends_the_job_and_is_told():
 def test_an_unknown_peer_is_refused_with_the_known_ones():
     for refused in (bench("--beside", "nccl"), run_job(1, *BENCH, "--beside", "nccl")):
         assert refused.returncode == 2
-        assert "takes resident, out-of-place, bf16, fp16, float32, ring, tree" in refused.stderr
+        assert "takes resident, passes, out-of-place, bf16, fp16, float32, ring, tree" in refused.stderr
         assert "Received: --beside nccl" in refused.stderr
         assert "Traceback" not in refused.stderr
 
@@ -282,6 +282,14 @@ def test_steps_with_and_without_averaging():
     assert line[:3] == ["mlp", "669,706", "32"]
     alone, ours, exposed = map(float, line[3:])
     assert exposed == pytest.approx(ours - alone, abs=0.011)
+
+
+def test_the_bare_passes_over_resident_arrays_are_measured_beside():
+    result = bench("-np", "2", "--sizes", "1M", "--beside", "resident,passes")
+    assert result.returncode == 0, result.stderr
+    header, line = table(result.stdout)
+    assert header[:4] == ["size", "collective, us", "resident, us", "passes, us"]
+    assert all(float(cell) > 0 for cell in line[1:4])
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")

@@ -11,12 +11,17 @@ import numpy as np
 
 import collective
 from collective import world
+from collective.algorithms import resident as resident_algorithm
 from collective.algorithms.choice import by_name
+from collective.algorithms.segments import even_bounds
 from collective.compression import Compression
+from collective.engine.residents import Residents
 from collective.errors import ArgumentError, LaunchError
 from collective.reduce_ops import Sum
 from collective.reduction import reduction_for
 from collective.settings import ALGORITHMS, Settings
+from collective.transport.base import Transport
+from collective.transport.patience import Patience
 
 OURS = "collective"
 MEMCPY = "memcpy"
@@ -77,14 +82,7 @@ def same_elements() -> Contender:
 
 def algorithm(name: str) -> Contender:
     """One of our algorithms by itself, without the engine around it."""
-    from collective.backends.mpi import MpiBackend
-
-    backend = world.backend()
-    if not isinstance(backend, MpiBackend):
-        raise ArgumentError(
-            "algorithms by name are measured over MPI", received=f"backend={backend.name}, --beside {name}"
-        )
-    transport, segment_bytes = backend.transport, Settings().segment_bytes
+    transport, segment_bytes = _transport(name), Settings().segment_bytes
     all_reduce = by_name(name, transport)
 
     def run(array: np.ndarray) -> np.ndarray:
@@ -92,6 +90,46 @@ def algorithm(name: str) -> Contender:
         return array
 
     return Contender(run)
+
+
+def _transport(name: str) -> Transport:
+    """What ours go over, for contenders that go without the engine."""
+    from collective.backends.mpi import MpiBackend
+
+    backend = world.backend()
+    if not isinstance(backend, MpiBackend):
+        raise ArgumentError(
+            "algorithms by name are measured over MPI", received=f"backend={backend.name}, --beside {name}"
+        )
+    return backend.transport
+
+
+def passes() -> Contender:
+    """NumPy's passes over resident arrays as ours makes them, while nobody agrees or waits: the least for ``resident``.
+
+    The sum is there only when all ranks are through, so it is not checked.
+    """
+    transport = _transport("passes")
+    residents = Residents(transport, Patience(0))
+
+    def add(array: np.ndarray) -> np.ndarray:
+        memory = residents.memory_of(array)
+        if memory is None:
+            raise ArgumentError("resident arrays are in shared memory", received="--beside passes without it")
+        areas = [area[: array.size] for area in resident_algorithm.areas(memory, array.dtype)]
+        others = [area for rank, area in enumerate(areas) if rank != memory.rank]
+        first, end = even_bounds(array.size, memory.size)[memory.rank : memory.rank + 2]
+        step = resident_algorithm.PIECE_BYTES // array.itemsize
+        for start in range(first, end, step):
+            piece = slice(start, min(start + step, end))
+            mine = areas[memory.rank][piece]
+            for other in others:
+                np.add(mine, other[piece], out=mine)
+            for other in others:
+                other[piece] = mine
+        return array
+
+    return Contender(add, make=lambda elements, dtype: residents.empty((elements,), dtype), adds=False)
 
 
 def memcpy() -> Contender:
@@ -197,6 +235,7 @@ def _target() -> Callable[[int, np.dtype], np.ndarray]:
 CONTENDERS: Mapping[str, Callable[[], Contender]] = {
     OURS: ours,
     "resident": resident,
+    "passes": passes,
     "out-of-place": out_of_place,
     "bf16": functools.partial(compressed, Compression.bf16),
     "fp16": functools.partial(compressed, Compression.fp16),
