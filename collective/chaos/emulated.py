@@ -136,7 +136,7 @@ def _add(name: str, address: str, bridge: str, rate: str) -> None:
     )
     # CUBIC, Linux's default. A BBR that is set here would take the bursts that a shaped link lets through for the link
     # (26 Gbit/s, 11 us) and leave it idle now and then.
-    with contextlib.suppress(subprocess.CalledProcessError):  # a kernel that has none has no BBR either
+    with contextlib.suppress(subprocess.CalledProcessError):  # without CUBIC: what the machine has
         _sh(f"ip -n {name} route replace {address.rpartition('.')[0]}.0/24 dev eth0 src {address} congctl cubic")
 
 
