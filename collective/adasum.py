@@ -26,7 +26,7 @@ def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
     joined = first * first.dtype.type(lower_factor)
     joined += second * second.dtype.type(higher_factor)
     if dtypes.is_half(out.dtype):
-        halves.narrow(joined, out)
+        halves.cast(joined, out)
     else:
         np.copyto(out, joined)
 
@@ -35,7 +35,7 @@ def _wide(values: np.ndarray) -> np.ndarray:
     if not dtypes.is_half(values.dtype):
         return values
     wide = np.empty(values.size, np.float32)
-    halves.widen(values, wide)
+    halves.cast(values, wide)
     return wide
 
 

@@ -130,8 +130,8 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | Non
     ufunc = UFUNCS[op]
     if dtypes.is_half(dtype):
         divisor = size if op is Average else 1
-        join = _half_join(ufunc, divisor, dtype)
-        return Reduction(op, dtype, _half_division(divisor, dtype), _half_combine(ufunc, dtype), _nothing, join)
+        join = _half_join(ufunc, divisor)
+        return Reduction(op, dtype, _half_division(divisor), _half_combine(ufunc), _nothing, join)
     finish: InPlace = _nothing
     if op is Average:
         finish = _division(size, _divide_integer if dtype.kind in "iu" else _divide_float)
@@ -196,80 +196,46 @@ def _divide_integer(values: np.ndarray, size: int) -> None:
     np.add(values, 1, out=values, where=(values < 0) & (remainder != 0))
 
 
-def _half_join(ufunc: np.ufunc, divisor: int, dtype: np.dtype) -> Join:
-    if ufunc is not np.add:
-        return _widened_join(ufunc, divisor)
-    is_short = dtype == dtypes.FLOAT16 and divisor & (divisor - 1) == 0
-    in_steps = _float16_join(divisor) if is_short else _widened_join(ufunc, divisor)
+def _half_join(ufunc: np.ufunc, divisor: int) -> Join:
+    factor = 1 / divisor
+    is_direct = ufunc is np.add and divisor & (divisor - 1) == 0  # exact, whoever multiplies
 
     def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
-        if divisor != 1 or len(parts) != 2 or not halves.add(parts[0], parts[1], out):
-            in_steps(parts, out)
-
-    return join
-
-
-def _widened_join(ufunc: np.ufunc, divisor: int) -> Join:
-    factor = np.float32(1 / divisor)
+        if len(parts) == 2 and is_direct:
+            halves.add(parts[0], parts[1], factor, out)
+        else:
+            widened(parts, out)
 
     @quiet
-    def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+    def widened(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         for block in _blocks(out):
             sums, others = _scratch.wide[:, : out[block].size]
             for number, part in enumerate(parts):
                 wide = others if number else sums
-                halves.widen(part[block], wide)
+                halves.cast(part[block], wide)
                 if divisor != 1:
-                    np.multiply(wide, factor, out=wide)  # before they are added: bfloat16 is as large as float32
+                    # Before they are added: bfloat16 is as large as float32.
+                    np.multiply(wide, np.float32(factor), out=wide)
                 if number:
                     ufunc(sums, others, out=sums)
-            halves.narrow(sums, out[block])
+            halves.cast(sums, out[block])
 
     return join
 
 
-def _float16_join(divisor: int) -> Join:
-    """The sum of float16 values, divided by a power of two, without a look-up; see ``halves``."""
-    exponent = -halves.SCALE - divisor.bit_length() + 1
-    otherwise = _widened_join(np.add, divisor)
+def _half_combine(ufunc: np.ufunc) -> Combine:
+    join = _half_join(ufunc, 1)
 
-    @quiet
-    def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
-        if halves.is_borrowed():
-            otherwise(parts, out)
-            return
-        for block in _blocks(out):
-            sums, others = _scratch.wide[:, : out[block].size]
-            finite = halves.widen_scaled(parts[0][block], sums)
-            for part in parts[1:]:
-                finite = finite and halves.widen_scaled(part[block], others)
-                np.add(sums, others, out=sums)
-            if finite:
-                halves.narrow(sums, out[block], exponent)
-            else:
-                otherwise([part[block] for part in parts], out[block])
-
-    return join
-
-
-def _half_combine(ufunc: np.ufunc, dtype: np.dtype) -> Combine:
-    join = _half_join(ufunc, 1, dtype)
-
-    @quiet
     def combine(lower: np.ndarray, higher: np.ndarray, out: np.ndarray) -> None:
-        if dtype == dtypes.BFLOAT16 and not halves.is_borrowed():
-            # NumPy casts in blocks of its own, with less to do for each than Python has.
-            ufunc(lower, higher, out=out, dtype=np.float32, casting="unsafe")
-        else:
-            join((lower, higher), out)
+        join((lower, higher), out)
 
     return combine
 
 
-def _half_division(divisor: int, dtype: np.dtype) -> InPlace:
+def _half_division(divisor: int) -> InPlace:
     if divisor == 1:
         return _nothing
-    average = _half_join(np.add, divisor, dtype)
+    average = _half_join(np.add, divisor)
 
     def divide(values: np.ndarray) -> None:
         average((values,), values)
@@ -281,7 +247,7 @@ def _wire(ufunc: np.ufunc, divisor: int, dtype: np.dtype, wire: np.dtype) -> Wir
     def read(arrived: np.ndarray, out: np.ndarray) -> None:
         for block in _blocks(out):
             wide = out[block] if dtype == np.float32 else _scratch.wide[0, : out[block].size]
-            halves.widen(arrived[block], wide)
+            halves.cast(arrived[block], wide)
             if wide.dtype != dtype:
                 np.copyto(out[block], wide)
 
@@ -289,7 +255,7 @@ def _wire(ufunc: np.ufunc, divisor: int, dtype: np.dtype, wire: np.dtype) -> Wir
         if dtype != np.float32:
             np.copyto(_scratch.wide[0, : out.size], values, casting="same_kind")
             values = _scratch.wide[0, : out.size]
-        halves.narrow(values, out)
+        halves.cast(values, out)
 
     @quiet
     def leave(own: np.ndarray, out: np.ndarray) -> None:
@@ -307,7 +273,7 @@ def _wire(ufunc: np.ufunc, divisor: int, dtype: np.dtype, wire: np.dtype) -> Wir
             if divisor != 1:
                 values = np.divide(values, dtype.type(divisor), out=sums)
             others = _scratch.wide[0, : values.size]
-            halves.widen(arrived[block], others)
+            halves.cast(arrived[block], others)
             write(ufunc(others, values, out=sums), out[block])
 
     return Wire(wire, leave, join, read)

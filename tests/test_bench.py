@@ -292,15 +292,6 @@ def test_the_bare_passes_over_resident_arrays_are_measured_beside():
     assert all(float(cell) > 0 for cell in line[1:4])
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
-def test_a_front_end_may_be_imported_first():
-    result = bench("-np", "2", "--sizes", "1M", "--dtype", "bfloat16", "--beside", "float32", "--front-end", "torch")
-    assert result.returncode == 0, result.stderr  # every sum was checked
-    header, line = table(result.stdout)
-    assert header == ["size", "collective, us", "float32, us", "collective / float32"]
-    assert line[0] == "1 MiB"
-
-
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch, for Gloo")
 def test_steps_that_only_meet_or_only_use_the_wire_are_measured_beside():
     result = bench("step", "-np", "2", "--models", "mlp", "--steps", "10", "--beside", "barrier,copies,gloo-ahead")

@@ -7,7 +7,6 @@ several times as long for small arrays, which is measured there too.
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from collective.errors import ArgumentError, CollectiveError
 
 SECONDS_A_SIZE = 2.0
 SIZES = "1K,16K,64K,256K,1M,4M,25M,100M"
-FRONT_ENDS = ("keras", "tensorflow", "torch")
 DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16", "int32", "int64")}
 DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 
@@ -47,9 +45,6 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="first measure for 5 s what to use at which size, and keep it for later jobs",
     )
-    parser.add_argument(
-        "--front-end", choices=FRONT_ENDS, help="import it first, as a program would: it may lend us its half precision"
-    )
     parser.add_argument("--cpu", action="store_true", help="tell the CPU time of a call on a rank, too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw time over size (needs matplotlib)")
 
@@ -63,8 +58,6 @@ def _sizes(text: str) -> list[int]:
 
 def measure_all(arguments: argparse.Namespace, names: Sequence[str]) -> Events:
     """Measure every dtype at every size; called by all ranks."""
-    if arguments.front_end:
-        importlib.import_module(f"collective.{arguments.front_end}")
     collective.init()
     if arguments.tune:
         yield Progress("tuning", 0, 1)

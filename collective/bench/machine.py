@@ -17,6 +17,7 @@ PACKAGES = {
     "collective": "collective-training",
     "numpy": "numpy",
     "ml_dtypes": "ml-dtypes",
+    "numkong": "numkong",
     "mpi4py": "mpi4py",
     "tensorflow": "",
     "keras": "keras",

@@ -1,8 +1,6 @@
 """The PyTorch front end: ``import collective.torch as hvd`` in place of ``import horovod.torch as hvd``."""
 
-from collective.halves import borrow as _borrow
 from collective.torch import elastic as elastic
-from collective.torch import halves as _halves
 from collective.torch.checkpoint import Checkpoint as Checkpoint
 from collective.torch.compression import Compression as Compression
 from collective.torch.elastic import ElasticSampler as ElasticSampler
@@ -72,5 +70,3 @@ from collective.torch.mpi_ops import stop_timeline as stop_timeline
 from collective.torch.mpi_ops import synchronize as synchronize
 from collective.torch.optimizer import DistributedOptimizer as DistributedOptimizer
 from collective.torch.sync_batch_norm import SyncBatchNorm as SyncBatchNorm
-
-_borrow(_halves)

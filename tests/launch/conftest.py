@@ -40,7 +40,16 @@ def _made(folder: Path, package: str) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not ready.exists():
             venv.create(folder, with_pip=False, symlinks=True)
-            packages = ["mpi4py", "numpy", "ml_dtypes", "pytest", "pytest-timeout", "hypothesis", *package.split()]
+            packages = [
+                "mpi4py",
+                "numpy",
+                "ml_dtypes",
+                "numkong",
+                "pytest",
+                "pytest-timeout",
+                "hypothesis",
+                *package.split(),
+            ]
             install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", *packages]
             try:
                 done = subprocess.run(install, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)

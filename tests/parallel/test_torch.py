@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 
 import collective
 import collective.torch as hvd
-from collective import Adasum, Max, Min, Product, Sum, halves
+from collective import Adasum, Max, Min, Product, Sum
 from collective.errors import ArgumentError, MismatchError
 from collective.torch.arrays import array_of
 
@@ -364,9 +364,8 @@ def test_compression_leaves_the_result_close(compression, rank, size):
 
 @pytest.mark.parametrize("op", [Sum, hvd.Average])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_large_halves_are_added_by_pytorch_and_rounded_as_float32_sums_are(dtype, op, rank, size):
+def test_large_halves_are_rounded_as_float32_sums_are(dtype, op, rank, size):
     """At least inside a host of two: elsewhere each addition rounds."""
-    assert halves.is_borrowed()
     parts = [torch.randn(300_001, generator=torch.Generator().manual_seed(r)).to(dtype) * 1e-3 for r in range(size)]
     expected = torch.stack([part.double() for part in parts]).sum(0) / (size if op is hvd.Average else 1)
     result = hvd.allreduce(parts[rank], op=op)
