@@ -24,7 +24,7 @@ PACKAGES = {
     "horovod": "horovod",
     "torch": "torch",
 }
-PREFIXES = ("COLLECTIVE_", "OMP_NUM_THREADS", "OMPI_MCA_mpi_yield_when_idle", "OMPI_MCA_btl_tcp_")
+PREFIXES = ("COLLECTIVE_", "OMP_NUM_THREADS", "TF_NUM_", "OMPI_MCA_mpi_yield_when_idle", "OMPI_MCA_btl_tcp_")
 
 
 def describe() -> Machine:

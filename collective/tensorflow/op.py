@@ -13,7 +13,6 @@ import math
 import os
 import queue
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
@@ -61,13 +60,15 @@ def _declare(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> A
     return function
 
 
-def _library(name: str) -> ctypes.CDLL:
+def _path(name: str) -> str:
     folder = Path(tf.sysconfig.get_lib())
     (found,) = [path for path in folder.glob(f"{name}.*") if path.suffix in (".2", ".dylib")][:1]
-    return ctypes.CDLL(str(found))
+    return str(found)
 
 
-LIBRARY, FRAMEWORK = _library("libtensorflow_cc"), _library("libtensorflow_framework")
+# The calls keep Python's lock: most are short, and together they took twice as long where each let it go.
+LIBRARY = ctypes.PyDLL(_path("libtensorflow_cc"))
+FRAMEWORK = ctypes.CDLL(_path("libtensorflow_framework"))
 COMPUTE = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 COMPUTE_ASYNC = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_void_p)
 CREATE = ctypes.CFUNCTYPE(c_void_p, c_void_p)
@@ -96,7 +97,8 @@ new_tensor = _declare(
     LIBRARY, "TF_NewTensor", c_void_p, c_int, POINTER(c_int64), c_int, c_void_p, c_size_t, c_void_p, c_void_p
 )
 set_output = _declare(LIBRARY, "TF_SetOutput", None, c_void_p, c_int, c_void_p, c_void_p)
-run_done = _declare(LIBRARY, "TF_RunAsyncOpKernelDoneCallback", None, c_void_p)
+# Not this one: TensorFlow may go on with whatever comes next in it, which may wait for who waits for Python's lock.
+run_done = _declare(ctypes.CDLL(LIBRARY._name), "TF_RunAsyncOpKernelDoneCallback", None, c_void_p)
 
 
 # Larger results are lent to TensorFlow, smaller ones are copied.
@@ -241,26 +243,41 @@ def _carry_out(number: int, context: int) -> None:
             fail(context, status.pointer)
 
 
+class _Lent:
+    """Memory of an input, which TensorFlow has back when the last array over it is gone."""
+
+    __slots__ = ("__array_interface__", "_tensor")
+
+    def __init__(self, tensor: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._tensor = tensor
+        address = tensor_data(tensor)
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": (address or 0, True)}
+
+    def __del__(self) -> None:
+        if delete_tensor:  # Python forgets it when it ends
+            delete_tensor(self._tensor)
+
+
 def _input(context: int, place: int, status: Status) -> np.ndarray:
-    """An input as a read-only array over TensorFlow's memory, which TensorFlow has back when the array is gone."""
+    """An input as a read-only array over TensorFlow's memory."""
     pointer = c_void_p()
     get_input(context, place, byref(pointer), status.pointer)
-    status.check()
-    tensor = pointer.value
+    tensor: Any = pointer.value
+    if not tensor:
+        status.check()
     try:
-        shape = tuple([tensor_length(tensor, axis) for axis in range(tensor_dimensions(tensor))])
-        array = _memory(tensor_data(tensor), shape, _numpy_dtype(tensor_dtype(tensor)))
+        dtype = _numpy_dtype(tensor_dtype(tensor))
     except ArgumentError:
         delete_tensor(tensor)
         raise
-    array.flags.writeable = False
-    weakref.finalize(array, delete_tensor, tensor).atexit = False
-    return array
+    shape = tuple([tensor_length(tensor, axis) for axis in range(tensor_dimensions(tensor))])
+    array = np.asarray(_Lent(tensor, shape, dtype))
+    return array if array.dtype == dtype else array.view(dtype)  # bfloat16, of which the interface knows the size only
 
 
 def _set_output(context: int, place: int, result: np.ndarray, status: Status) -> None:
     number = output_dtype(context, place)
-    result = np.ascontiguousarray(result, _numpy_dtype(number)).reshape(np.shape(result))
+    result = np.asarray(result, _numpy_dtype(number), order="C")
     shape = (c_int64 * result.ndim)(*result.shape)
     # What can't be written may be an input: TensorFlow's own memory, which it takes back.
     if RELEASE is None or result.nbytes < LEAST_LENT_BYTES or not result.flags.writeable:
