@@ -42,15 +42,25 @@ LAUNCHERS = (
     Launcher("MPICH's mpiexec", "PMI_SIZE", "PMI_RANK", library="MPICH"),
 )
 GLOO = LAUNCHERS[1]
+# Variables with the number of processes on this host: of Open MPI, Horovod, MPICH and Intel MPI, and MVAPICH.
+LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "HOROVOD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 
 
 @dataclasses.dataclass(frozen=True)
 class Launched:
-    """What the launcher says of this process: who it is, the job's ``size`` and this process's ``rank``."""
+    """What the launcher says of this process.
+
+    Attributes:
+        launcher: Who it is.
+        size: Number of the job's processes.
+        rank: Number of this one.
+        local_size: How many of them run on this host; 1 where the launcher doesn't say.
+    """
 
     launcher: Launcher
     size: int
     rank: int
+    local_size: int = 1
 
 
 def detect(environment: Mapping[str, str]) -> Launched | None:
@@ -58,5 +68,6 @@ def detect(environment: Mapping[str, str]) -> Launched | None:
     for launcher in LAUNCHERS:
         size = environment.get(launcher.size, "")
         if size.isdigit() and (not launcher.tell_tale or launcher.tell_tale in environment):
-            return Launched(launcher, int(size), int(environment.get(launcher.rank, "0")))
+            neighbours = next((told for name in LOCAL_SIZES if (told := environment.get(name, "")).isdigit()), "1")
+            return Launched(launcher, int(size), int(environment.get(launcher.rank, "0")), int(neighbours))
     return None

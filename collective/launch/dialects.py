@@ -127,8 +127,7 @@ def _hydra(plan: Plan, library: Library, places: list[str], variables: dict[str,
 
 
 def _threads(plan: Plan) -> dict[str, str]:
-    # TensorFlow has threads of its own, one for every core of the host unless it is told.
-    return dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), str(plan.threads)) if plan.threads else {}
+    return {"OMP_NUM_THREADS": str(plan.threads)} if plan.threads else {}
 
 
 def _forwarded(plan: Plan, chosen: dict[str, str]) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from collective.engine.engine import idle_threads
 from collective.errors import ArgumentError
 from collective.tensorflow.statuses import code_of
+from collective.tensorflow.threads import SPARE_THREAD
 
 Run = Callable[..., Sequence[np.ndarray]]
 
@@ -183,27 +183,6 @@ THREADS = Threads()
 # An operation that no rank can match any more is found out by all threads waiting, and these don't.
 idle_threads.append(lambda: THREADS.idle)
 INLINE = threading.Lock()
-
-
-def _ask_for_two_threads() -> bool:
-    """Let TensorFlow run two operations at a time also on a single core, as of ranks that are bound to one.
-
-    Else gradients that are there are handed over only after all others are computed, and nothing hides the wire.
-
-    Returns:
-        Whether there are two; not where the user wants one, or TensorFlow has begun to work with one.
-    """
-    told = os.environ.get("TF_NUM_INTEROP_THREADS", "")
-    chosen = tf.config.threading.get_inter_op_parallelism_threads() or (int(told) if told.isdecimal() else 0)
-    if not chosen and len(os.sched_getaffinity(0)) == 1:
-        try:
-            tf.config.threading.set_inter_op_parallelism_threads(2)
-        except RuntimeError:  # it works already
-            return False
-    return chosen != 1
-
-
-SPARE_THREAD = _ask_for_two_threads()
 
 
 class Status:

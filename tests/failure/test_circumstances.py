@@ -1,5 +1,6 @@
 """Thread levels, containers, ranks that stop: a message and the slower path or an error, never a hang."""
 
+import os
 import shutil
 import sys
 import time
@@ -7,6 +8,9 @@ import time
 import pytest
 from jobs import run, run_job
 
+CORES = os.cpu_count()
+# Whoever may not use all cores of the host counts as bound.
+BOUND = len(os.sched_getaffinity(0)) < CORES
 PROGRAM = """
 import sys, os, signal, threading, time, numpy as np, mpi4py
 level, what = sys.argv[1:]
@@ -91,8 +95,30 @@ def test_an_idle_engine_takes_no_time():
 def test_on_a_rank_that_is_bound_to_one_core_tensorflow_runs_two_operations_at_a_time(told, threads, spare):
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "import collective.keras, tensorflow as tf\nfrom collective.tensorflow.op import SPARE_THREAD\n"
+        "import collective.keras, tensorflow as tf\nfrom collective.tensorflow.threads import SPARE_THREAD\n"
         "print('told', tf.config.threading.get_inter_op_parallelism_threads(), SPARE_THREAD)"
     )
     result = run([sys.executable, "-c", code], timeout=60, TF_NUM_INTEROP_THREADS=told)
     assert f"told {threads} {spare}" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("ranks", "bound", "told", "threads"),
+    [
+        (1, BOUND, "", 0),
+        (2, BOUND, "", 0 if BOUND else max(1, CORES // 2)),
+        (100 * CORES, BOUND, "", 0 if BOUND else 1),
+        (2, True, "", 0),
+        (2, BOUND, "7", 0),
+    ],
+)
+def test_tensorflow_computes_on_a_ranks_share_of_the_cores(ranks, bound, told, threads):
+    """0: as TensorFlow itself chooses."""
+    code = (
+        f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}) if {bound} else None\n"
+        "import collective.keras, tensorflow as tf\n"
+        "print('told', tf.config.threading.get_intra_op_parallelism_threads())"
+    )
+    place = {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": str(ranks)}
+    result = run([sys.executable, "-c", code], timeout=60, TF_NUM_INTRAOP_THREADS=told, **place)
+    assert f"told {threads}\n" in result.stdout, result.stderr

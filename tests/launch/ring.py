@@ -15,8 +15,7 @@ if other != bytearray([(rank - 1) % size]) * len(other):
     sys.exit(f"rank {rank} got {other[0]}")
 if world.allreduce(rank) != size * (size - 1) // 2:
     sys.exit(f"rank {rank} has another sum")
-names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "COLLECTIVE_LOG_LEVEL", "MINE", "SECRET")
-seen = {name: os.environ.get(name) for name in names}
+seen = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "COLLECTIVE_LOG_LEVEL", "MINE", "SECRET")}
 report = (rank, socket.gethostname(), len(os.sched_getaffinity(0)), seen)
 reports = world.gather(report)
 if rank == 0:

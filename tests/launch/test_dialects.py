@@ -35,9 +35,6 @@ AFAR = Plan(
 )
 
 
-THREADS = {"OMP_NUM_THREADS": "2", "TF_NUM_INTRAOP_THREADS": "2"}
-
-
 def line(plan, library):
     built = build(plan, library)
     return " ".join(built.arguments), built.environment
@@ -46,7 +43,7 @@ def line(plan, library):
 def test_open_mpi_5_here():
     arguments, environment = line(HERE, OPEN_MPI_5)
     assert arguments == "/v/bin/mpirun -np 4 --bind-to none --map-by slot:OVERSUBSCRIBE /py train.py -x"
-    assert environment == {**THREADS, "OMPI_MCA_opal_common_ucx_verbose": "-1"}
+    assert environment == {"OMP_NUM_THREADS": "2", "OMPI_MCA_opal_common_ucx_verbose": "-1"}
 
 
 def test_open_mpi_5_afar():
@@ -54,10 +51,10 @@ def test_open_mpi_5_afar():
     assert arguments == (
         "/v/bin/mpirun -np 3 --host a:2,b:1 --bind-to none --map-by slot:OVERSUBSCRIBE"
         " --prtemca plm_ssh_agent /agent --prtemca prte_if_include eth0 --mca btl_tcp_if_include eth0"
-        " --prefix /v -x MINE -x OMP_NUM_THREADS -x PATH -x TF_NUM_INTRAOP_THREADS --extra two words /py train.py"
+        " --prefix /v -x MINE -x OMP_NUM_THREADS -x PATH --extra two words /py train.py"
     )
     assert environment == {
-        **THREADS,
+        "OMP_NUM_THREADS": "2",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_mpi_yield_when_idle": "1",
@@ -71,7 +68,7 @@ def test_open_mpi_4_has_other_words_for_it():
     assert arguments == (
         "/usr/bin/mpirun -np 3 --host a:2,b:1 --bind-to none --map-by slot --oversubscribe"
         " --mca plm_rsh_agent /agent --mca oob_tcp_if_include eth0 --mca btl_tcp_if_include eth0"
-        " --prefix /usr -x MINE -x OMP_NUM_THREADS -x PATH -x TF_NUM_INTRAOP_THREADS --extra two words /py train.py"
+        " --prefix /usr -x MINE -x OMP_NUM_THREADS -x PATH --extra two words /py train.py"
     )
     assert environment == line(AFAR, OPEN_MPI_5)[1]
 
@@ -81,8 +78,7 @@ def test_mpich():
     arguments, environment = line(AFAR, MPICH)
     assert arguments == (
         "/v/bin/mpiexec.hydra -hosts a:2,b:1 -localhost 10.0.0.9 -launcher ssh -launcher-exec /agent"
-        " -genvlist FI_TCP_IFACE,MINE,OMP_NUM_THREADS,PATH,TF_NUM_INTRAOP_THREADS,UCX_NET_DEVICES"
-        " --extra two words -n 3 /py train.py"
+        " -genvlist FI_TCP_IFACE,MINE,OMP_NUM_THREADS,PATH,UCX_NET_DEVICES --extra two words -n 3 /py train.py"
     )
     assert environment["UCX_NET_DEVICES"] == "eth0"
     assert list(environment)[-1] == "LAUNCHED_BY", "Hydra loses the last variable, so it must be one nobody needs"
@@ -91,15 +87,15 @@ def test_mpich():
 def test_intel_mpi():
     assert line(HERE, INTEL) == (
         "/v/bin/mpiexec.hydra -n 4 /py train.py -x",
-        {**THREADS, "I_MPI_PIN": "0"},
+        {"OMP_NUM_THREADS": "2", "I_MPI_PIN": "0"},
     )
     arguments, environment = line(AFAR, INTEL)
     assert arguments == (
         "/v/bin/mpiexec.hydra -hosts a,a,b -ppn 1 -iface br0 -launcher ssh -launcher-exec /agent"
-        " -genvlist FI_TCP_IFACE,I_MPI_PIN,I_MPI_WAIT_MODE,MINE,OMP_NUM_THREADS,PATH,TF_NUM_INTRAOP_THREADS"
+        " -genvlist FI_TCP_IFACE,I_MPI_PIN,I_MPI_WAIT_MODE,MINE,OMP_NUM_THREADS,PATH"
         " --extra two words -n 3 /py train.py"
     )
-    assert environment == {**THREADS, "I_MPI_PIN": "0", "I_MPI_WAIT_MODE": "1", "FI_TCP_IFACE": "eth0"}
+    assert environment == {"OMP_NUM_THREADS": "2", "I_MPI_PIN": "0", "I_MPI_WAIT_MODE": "1", "FI_TCP_IFACE": "eth0"}
 
 
 @pytest.mark.parametrize("library", ALL, ids=lambda library: library.title)
@@ -109,7 +105,7 @@ def test_a_schedulers_allocation_is_left_to_the_launcher(library):
     assert "host" not in arguments
     assert "versubscribe" not in arguments.lower()
     assert "PATH" in arguments
-    assert not environment.keys() & THREADS.keys()
+    assert "OMP_NUM_THREADS" not in environment
 
 
 @pytest.mark.parametrize("library", [MPICH, INTEL], ids=lambda library: library.title)

@@ -40,11 +40,17 @@ def test_an_unknown_setting_is_refused_with_the_known_ones(variable):
 
 LAUNCHES = {
     "by hand": ({"SLURM_NTASKS": "8", "PATH": ""}, None),
-    "Open MPI's mpirun": ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "PMIX_RANK": "2"}, (4, 2)),
-    "MPICH's mpiexec": ({"PMI_SIZE": "3", "PMI_RANK": "1"}, (3, 1)),
-    "Intel MPI's mpiexec": ({"PMI_SIZE": "3", "PMI_RANK": "1", "I_MPI_MPIRUN": "mpirun"}, (3, 1)),
-    "srun": ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, (2, 1)),
-    "horovodrun --gloo": ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "x"}, (2, 0)),
+    "Open MPI's mpirun": (
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "3", "PMIX_RANK": "2"},
+        (4, 2, 3),
+    ),
+    "MPICH's mpiexec": ({"PMI_SIZE": "3", "PMI_RANK": "1", "MPI_LOCALNRANKS": "2"}, (3, 1, 2)),
+    "Intel MPI's mpiexec": ({"PMI_SIZE": "3", "PMI_RANK": "1", "I_MPI_MPIRUN": "mpirun"}, (3, 1, 1)),
+    "srun": ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}, (2, 1, 1)),
+    "horovodrun --gloo": (
+        {"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0", "HOROVOD_LOCAL_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "x"},
+        (2, 0, 2),
+    ),
 }
 
 
@@ -55,7 +61,7 @@ def test_launchers_are_told_by_their_variables(name):
     if expected is None:
         assert found is None
     else:
-        assert (found.launcher.name, found.size, found.rank) == (name, *expected)
+        assert (found.launcher.name, found.size, found.rank, found.local_size) == (name, *expected)
 
 
 def test_topology_of_unequal_hosts():
