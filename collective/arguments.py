@@ -32,7 +32,7 @@ def checking(backend: Backend, kind: str, name: str) -> Iterator[None]:
 
 
 def native_array(array: npt.ArrayLike, least_dimensions: int = 0) -> Array:
-    """The values as an array in native byte order, the user's own memory where possible."""
+    """The values as an aligned array in native byte order, the user's own memory where possible."""
     given = np.asarray(array)
     if given.dtype.kind not in dtypes.NUMBERS and not dtypes.is_supported(given.dtype):
         raise ArgumentError(
@@ -46,7 +46,7 @@ def native_array(array: npt.ArrayLike, least_dimensions: int = 0) -> Array:
             received=f"shape={given.shape}",
             fix="Pass array.reshape(1) for a single value",
         )
-    return given if given.dtype.isnative else given.astype(given.dtype.newbyteorder("="))
+    return given if given.dtype.isnative and given.flags.aligned else given.astype(given.dtype.newbyteorder("="))
 
 
 def check_op(op: ReduceOp, dtype: np.dtype[Any], size: int, of_elements: bool = False) -> None:
@@ -91,12 +91,12 @@ def work_array(source: Array, target: Array | None) -> Array:
 
 
 def writable(source: Array, target: Array | None) -> Array:
-    """A contiguous array with the values of ``source`` that an operation may overwrite: the target, if it can be."""
+    """Like ``work_array``, but for an operation to overwrite: the target, if it can be."""
     if target is None:
         return np.array(source, order="C", copy=True)
     if target is not source or not target.flags.writeable:
         _check_target(source, target)
-    if not target.flags.c_contiguous or not target.dtype.isnative:
+    if not target.flags.carray or not target.dtype.isnative:
         return np.array(source, order="C", copy=True)
     if target is not source:
         target[...] = source

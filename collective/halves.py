@@ -1,7 +1,8 @@
 """Half precision: casts and sums by NumKong, which has the processor's instructions for them; NumPy goes one by one.
 
 Values are exact in float32, are added there, and rounded once, to nearest, ties to even. That holds for subnormals,
-too, which gradients are, at the same speed as for all others. Arrays are flat and contiguous.
+too, which gradients are, at the same speed as for all others. Arrays are flat, contiguous, aligned and of one length;
+not all of that is checked.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _NAMES: dict[np.dtype, Literal["float32", "float16", "bfloat16"]] = {
 
 
 def cast(source: np.ndarray, out: np.ndarray) -> None:
-    """Copy ``source`` to ``out`` of the same length; one is float32, the other float16 or bfloat16.
+    """Copy ``source`` to ``out``; one is float32, the other float16 or bfloat16.
 
     Too large a value becomes infinite, too small a one zero of its sign; what is not a number stays so.
     """
     if source.dtype == BFLOAT16:  # only moved up by 16 bits, which NumPy does as fast
         np.copyto(out, source)
     elif out.dtype == BFLOAT16 and np.isnan(source.max(initial=0)):
-        # With AVX-512, NumKong 7.8.6 rounds the bits of one that is not a number, too: some become infinite, some zero.
+        # NumKong 7.8.6 rounds the bits of one that is not a number, too: some become infinite, some zero.
         np.copyto(out, source, casting="unsafe")
     else:
         numkong.astype(source, _NAMES[out.dtype], out=out)
@@ -46,7 +47,8 @@ def add(lower: np.ndarray, higher: np.ndarray, factor: float, out: np.ndarray) -
     Args:
         lower: The one.
         higher: The other.
-        factor: A power of two.
+        factor: A power of two, so that it makes no difference who multiplies. (With float16 on ARM it does, where a
+            subnormal is halved; no algorithm that averages so is used there.)
         out: The result.
     """
     # As integers, whose name is given apart: NumKong needs ten times longer to learn that an array is of bfloat16.

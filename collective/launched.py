@@ -42,8 +42,11 @@ LAUNCHERS = (
     Launcher("MPICH's mpiexec", "PMI_SIZE", "PMI_RANK", library="MPICH"),
 )
 GLOO = LAUNCHERS[1]
-# Variables with the number of processes on this host: of Open MPI, Horovod, MPICH and Intel MPI, and MVAPICH.
-LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "HOROVOD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
+# Variables with the number of processes on this host: of Open MPI, Horovod, MPICH and Intel MPI, MVAPICH, and jsrun.
+LOCAL_SIZES = (
+    *("OMPI_COMM_WORLD_LOCAL_SIZE", "HOROVOD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+    *("MV2_COMM_WORLD_LOCAL_SIZE", "JSM_NAMESPACE_LOCAL_SIZE"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,6 @@ def detect(environment: Mapping[str, str]) -> Launched | None:
     for launcher in LAUNCHERS:
         size = environment.get(launcher.size, "")
         if size.isdigit() and (not launcher.tell_tale or launcher.tell_tale in environment):
-            neighbours = next((told for name in LOCAL_SIZES if (told := environment.get(name, "")).isdigit()), "1")
+            neighbours = next((told for name in LOCAL_SIZES if (told := environment.get(name, "")).isdecimal()), "1")
             return Launched(launcher, int(size), int(environment.get(launcher.rank, "0")), int(neighbours))
     return None

@@ -197,12 +197,12 @@ def _divide_integer(values: np.ndarray, size: int) -> None:
 
 
 def _half_join(ufunc: np.ufunc, divisor: int) -> Join:
-    factor = 1 / divisor
-    is_direct = ufunc is np.add and divisor & (divisor - 1) == 0  # exact, whoever multiplies
+    factor = np.float32(1 / divisor)
+    is_direct = ufunc is np.add and divisor & (divisor - 1) == 0
 
     def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         if len(parts) == 2 and is_direct:
-            halves.add(parts[0], parts[1], factor, out)
+            halves.add(parts[0], parts[1], float(factor), out)
         else:
             widened(parts, out)
 
@@ -215,7 +215,7 @@ def _half_join(ufunc: np.ufunc, divisor: int) -> Join:
                 halves.cast(part[block], wide)
                 if divisor != 1:
                     # Before they are added: bfloat16 is as large as float32.
-                    np.multiply(wide, np.float32(factor), out=wide)
+                    np.multiply(wide, factor, out=wide)
                 if number:
                     ufunc(sums, others, out=sums)
             halves.cast(sums, out[block])

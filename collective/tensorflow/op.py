@@ -67,7 +67,7 @@ def _path(name: str) -> str:
 
 
 # The calls keep Python's lock: most are short, and together they took twice as long where each let it go.
-LIBRARY = ctypes.PyDLL(_path("libtensorflow_cc"))
+LIBRARY, LETTING_GO = ctypes.PyDLL(_path("libtensorflow_cc")), ctypes.CDLL(_path("libtensorflow_cc"))
 FRAMEWORK = ctypes.CDLL(_path("libtensorflow_framework"))
 COMPUTE = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 COMPUTE_ASYNC = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_void_p)
@@ -98,7 +98,7 @@ new_tensor = _declare(
 )
 set_output = _declare(LIBRARY, "TF_SetOutput", None, c_void_p, c_int, c_void_p, c_void_p)
 # Not this one: TensorFlow may go on with whatever comes next in it, which may wait for who waits for Python's lock.
-run_done = _declare(ctypes.CDLL(LIBRARY._name), "TF_RunAsyncOpKernelDoneCallback", None, c_void_p)
+run_done = _declare(LETTING_GO, "TF_RunAsyncOpKernelDoneCallback", None, c_void_p)
 
 
 # Larger results are lent to TensorFlow, smaller ones are copied.
@@ -227,10 +227,14 @@ class _Lent:
 
     __slots__ = ("__array_interface__", "_tensor")
 
-    def __init__(self, tensor: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(self, tensor: int, width: int) -> None:
         self._tensor = tensor
-        address = tensor_data(tensor)
-        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": (address or 0, True)}
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple([tensor_length(tensor, axis) for axis in range(tensor_dimensions(tensor))]),
+            "typestr": f"|V{width}",  # the interface has no names for bfloat16 and the like
+            "data": (tensor_data(tensor) or 0, True),
+        }
 
     def __del__(self) -> None:
         if delete_tensor:  # Python forgets it when it ends
@@ -241,17 +245,16 @@ def _input(context: int, place: int, status: Status) -> np.ndarray:
     """An input as a read-only array over TensorFlow's memory."""
     pointer = c_void_p()
     get_input(context, place, byref(pointer), status.pointer)
-    tensor: Any = pointer.value
+    tensor = pointer.value
     if not tensor:
         status.check()
+        raise RuntimeError(f"TensorFlow: input {place} is none")
     try:
         dtype = _numpy_dtype(tensor_dtype(tensor))
     except ArgumentError:
         delete_tensor(tensor)
         raise
-    shape = tuple([tensor_length(tensor, axis) for axis in range(tensor_dimensions(tensor))])
-    array = np.asarray(_Lent(tensor, shape, dtype))
-    return array if array.dtype == dtype else array.view(dtype)  # bfloat16, of which the interface knows the size only
+    return np.asarray(_Lent(tensor, dtype.itemsize)).view(dtype)
 
 
 def _set_output(context: int, place: int, result: np.ndarray, status: Status) -> None:

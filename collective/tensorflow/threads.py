@@ -19,17 +19,26 @@ def _told(variable: str) -> int:
     return int(told) if told.isdecimal() else 0
 
 
-def _ask_for_share() -> None:
-    """Compute on this rank's share of the cores.
+def share(cores: int, allowed: int, ranks: int) -> int:
+    """Threads that a rank computes on; 0: one for each core that it may use, as TensorFlow has them anyway.
 
-    Where a rank may not use all cores of its host, it is bound to its share, and TensorFlow looks at that itself.
+    Args:
+        cores: How many its host has.
+        allowed: How many of them it may use. A rank that is bound to its share has it for itself. (A set of cores that
+            was given to all ranks of a host together looks the same.)
+        ranks: How many ranks its host has.
     """
+    fair = max(1, cores // ranks)
+    return fair if fair < allowed else 0
+
+
+def _ask_for_share() -> None:
     launch = launched.detect(os.environ)
-    cores, ranks = os.cpu_count() or 1, launch.local_size if launch else 1
+    fair = share(os.cpu_count() or 1, len(os.sched_getaffinity(0)), launch.local_size if launch else 1)
     chosen = tf.config.threading.get_intra_op_parallelism_threads() or _told("TF_NUM_INTRAOP_THREADS")
-    if not chosen and ranks > 1 and len(os.sched_getaffinity(0)) == cores:
+    if fair and not chosen:
         with contextlib.suppress(RuntimeError):  # it works already
-            tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // ranks))
+            tf.config.threading.set_intra_op_parallelism_threads(fair)
 
 
 def _ask_for_two_threads() -> bool:

@@ -330,3 +330,22 @@ def test_ranks_that_differ_all_get_the_same_error(case, rank, size):
     texts = collective.allgather_object(str(caught.value).split("Received: ")[1])
     assert len(set(texts)) == 1
     assert "rank 1: " in texts[0]
+
+
+@pytest.mark.parametrize("elements", [7, 100_000])
+@pytest.mark.parametrize("dtype", [*HALVES, np.dtype(np.float32)], ids=str)
+def test_arrays_at_odd_addresses(dtype, elements, rank, size):
+    """Such as ``np.frombuffer`` makes; on one rank only."""
+    memory = np.zeros(elements * dtype.itemsize + 1, np.uint8)
+    array = memory[1:].view(dtype) if rank == 0 else np.empty(elements, dtype)
+    array[:] = rank + 1
+    total = size * (size + 1) / 2
+    for op, expected in ((Sum, total), (Average, total / size), (Max, size)):
+        assert (collective.allreduce(array, op).astype(float) == expected).all()
+        assert (collective.grouped_allreduce([array, array[:3]], op)[1].astype(float) == expected).all()
+    assert (collective.reducescatter(array, Sum).astype(float) == total).all()
+    assert len(collective.allgather(array)) == size * elements
+    compressed = collective.allreduce(array, Sum, compression=collective.Compression.fp16)
+    assert (compressed.astype(float) == total).all()
+    assert collective.allreduce(array, Sum, out=array) is array
+    assert (array.astype(float) == total).all()

@@ -8,7 +8,8 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 import collective
 import collective.tensorflow as ctf
 from collective import Average, Compression, Max, Sum
-from collective.tensorflow import overlap
+from collective.tensorflow import graph, overlap
+from collective.tensorflow.threads import share
 
 MODES = {"eager": lambda function: function, "graph": tf.function}
 
@@ -197,3 +198,24 @@ def test_a_bucket_that_differs_is_an_error_on_all_ranks_and_the_next_step_works(
         step(odd=True)
     for result in step(odd=False):
         assert (result.numpy() == size).all()
+
+
+@pytest.mark.parametrize(
+    ("cores", "allowed", "ranks", "threads"),
+    [(64, 64, 1, 0), (64, 64, 8, 8), (64, 64, 100, 1), (1, 1, 2, 0), (64, 8, 8, 0), (64, 4, 8, 0), (64, 32, 8, 8)],
+    ids=["alone", "unbound", "crowded", "one core", "bound to its share", "bound to less", "bound to a socket"],
+)
+def test_a_rank_computes_on_its_share_of_the_cores(cores, allowed, ranks, threads):
+    assert share(cores, allowed, ranks) == threads
+
+
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.dtypes.experimental.float8_e5m2], ids=lambda dtype: dtype.name)
+def test_inputs_of_dtypes_that_only_ml_dtypes_knows(dtype):
+    seen = []
+
+    @tf.function(jit_compile=False)
+    def step(value):
+        return graph.call(lambda _, array: [seen.append(array.astype(float)) or array], [value], "see", [(2,)])[0]
+
+    assert step(tf.cast([0.5, -2.0], dtype)).dtype is dtype
+    np.testing.assert_array_equal(seen, [[0.5, -2.0]])
