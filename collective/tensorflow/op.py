@@ -60,15 +60,13 @@ def _declare(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> A
     return function
 
 
-def _path(name: str) -> str:
+def _library(name: str) -> ctypes.CDLL:
     folder = Path(tf.sysconfig.get_lib())
     (found,) = [path for path in folder.glob(f"{name}.*") if path.suffix in (".2", ".dylib")][:1]
-    return str(found)
+    return ctypes.CDLL(str(found))
 
 
-# The calls keep Python's lock: most are short, and together they took twice as long where each let it go.
-LIBRARY, LETTING_GO = ctypes.PyDLL(_path("libtensorflow_cc")), ctypes.CDLL(_path("libtensorflow_cc"))
-FRAMEWORK = ctypes.CDLL(_path("libtensorflow_framework"))
+LIBRARY, FRAMEWORK = _library("libtensorflow_cc"), _library("libtensorflow_framework")
 COMPUTE = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 COMPUTE_ASYNC = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_void_p)
 CREATE = ctypes.CFUNCTYPE(c_void_p, c_void_p)
@@ -97,8 +95,7 @@ new_tensor = _declare(
     LIBRARY, "TF_NewTensor", c_void_p, c_int, POINTER(c_int64), c_int, c_void_p, c_size_t, c_void_p, c_void_p
 )
 set_output = _declare(LIBRARY, "TF_SetOutput", None, c_void_p, c_int, c_void_p, c_void_p)
-# Not this one: TensorFlow may go on with whatever comes next in it, which may wait for who waits for Python's lock.
-run_done = _declare(LETTING_GO, "TF_RunAsyncOpKernelDoneCallback", None, c_void_p)
+run_done = _declare(LIBRARY, "TF_RunAsyncOpKernelDoneCallback", None, c_void_p)
 
 
 # Larger results are lent to TensorFlow, smaller ones are copied.
@@ -223,16 +220,21 @@ def _carry_out(number: int, context: int) -> None:
 
 
 class _Lent:
-    """Memory of an input, which TensorFlow has back when the last array over it is gone."""
+    """Memory of an input, which TensorFlow has back when this, and the last array over it, is gone.
 
-    __slots__ = ("__array_interface__", "_tensor")
+    Attributes:
+        dtype: That of the input.
+    """
 
-    def __init__(self, tensor: int, width: int) -> None:
+    __slots__ = ("__array_interface__", "_tensor", "dtype")
+
+    def __init__(self, tensor: int) -> None:
         self._tensor = tensor
+        self.dtype = _numpy_dtype(tensor_dtype(tensor))
         self.__array_interface__ = {
             "version": 3,
             "shape": tuple([tensor_length(tensor, axis) for axis in range(tensor_dimensions(tensor))]),
-            "typestr": f"|V{width}",  # the interface has no names for bfloat16 and the like
+            "typestr": f"|V{self.dtype.itemsize}",  # the interface has no names for bfloat16 and the like
             "data": (tensor_data(tensor) or 0, True),
         }
 
@@ -249,12 +251,8 @@ def _input(context: int, place: int, status: Status) -> np.ndarray:
     if not tensor:
         status.check()
         raise RuntimeError(f"TensorFlow: input {place} is none")
-    try:
-        dtype = _numpy_dtype(tensor_dtype(tensor))
-    except ArgumentError:
-        delete_tensor(tensor)
-        raise
-    return np.asarray(_Lent(tensor, dtype.itemsize)).view(dtype)
+    lent = _Lent(tensor)
+    return np.asarray(lent).view(lent.dtype)
 
 
 def _set_output(context: int, place: int, result: np.ndarray, status: Status) -> None:
