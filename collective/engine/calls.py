@@ -7,7 +7,7 @@ import functools
 import hashlib
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,16 @@ class Call:
     def digest(self) -> int:
         """A number of 61 bits that differs where anything differs."""
         return _digest(self)
+
+
+class Title(NamedTuple):
+    """What messages call an operation, made a text only then. Unlike the operation it holds no arrays."""
+
+    call: Call
+    name: str
+
+    def __str__(self) -> str:
+        return self.call.describe(self.name)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,7 +17,7 @@ import numpy as np
 
 from collective import timeline
 from collective.engine.bell import Bell, ask_for_short_turns
-from collective.engine.calls import Call, digest, mismatch
+from collective.engine.calls import Call, Title, digest, mismatch
 from collective.engine.matching import BUSY, compare, teller
 from collective.engine.negotiation import Outcome, negotiate
 from collective.engine.operation import Operation
@@ -231,7 +231,7 @@ class Engine:
         """Compare with what the other ranks propose: at least 0, and 1 or more if one is busy; -1: they differ."""
         if self._lost:
             raise self._lost
-        self._patience.operation = operation
+        self._patience.operation = Title(operation.call, operation.name)
         word = digest(operation.call, operation.name)
         shown = operation.shows and operation.publish()
         told = self._tell(word | BUSY if shown else word, operation.watch)

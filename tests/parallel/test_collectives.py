@@ -1,6 +1,7 @@
 """Every operation, dtype and shape against NumPy."""
 
 import functools
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -351,3 +352,24 @@ def test_arrays_at_odd_addresses(dtype, elements, rank, size):
     assert (compressed.astype(float) == total).all()
     assert collective.allreduce(array, Sum, out=array) is array
     assert (array.astype(float) == total).all()
+
+
+OPERATIONS = {
+    "allreduce": collective.allreduce,
+    "allreduce in place": lambda array: collective.allreduce(array, out=array),
+    "allreduce_async": lambda array: collective.allreduce_async(array).wait(),
+    "grouped_allreduce": lambda array: collective.grouped_allreduce([array, array + 1]),
+    "allgather": collective.allgather,
+    "broadcast": lambda array: collective.broadcast(array, 0, out=array),
+    "reducescatter": collective.reducescatter,
+    "alltoall": lambda array: collective.alltoall(array, [len(array) // collective.size()] * collective.size()),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_an_array_is_free_as_soon_as_its_operation_is_over(operation, size):
+    array = np.ones(12 * 10_000, np.float32)
+    alive = weakref.ref(array)
+    operation(array)
+    del array
+    assert alive() is None
