@@ -105,7 +105,7 @@ def _allreduce(
     backend, name = world.begin("allreduce", name, process_set)
     is_plain = before == 1.0 == after and compression is Compression.none and type(op) is ReduceOp
     if is_plain and type(array) is np.ndarray and array.flags.carray and (out is None or out is array):
-        again = backend.allreduce_again(array, op, name, out is array)
+        again = backend.allreduce_again((array,), op, name, out is array)
         if again is not None:
             return again
     with arguments.checking(backend, "allreduce", name):

@@ -6,6 +6,7 @@ See ``collectives`` for what the operations do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,12 @@ def _grouped_allreduce(
     process_set: ProcessSet | None,
 ) -> Handle[list[Array]]:
     backend, name = world.begin("grouped_allreduce", name, process_set)
+    is_plain = before == 1.0 == after and compression is Compression.none and type(op) is ReduceOp
+    ready = [array for array in arrays if _is_ready(array)]
+    if is_plain and out is None and len(ready) == len(arrays):
+        again = backend.allreduce_again(ready, op, name, False)
+        if again is not None:
+            return Handle(again, list)
     with arguments.checking(backend, "grouped_allreduce", name):
         sources = [arguments.native_array(array) for array in arrays]
         targets = arguments.targets(sources, out)
@@ -99,6 +106,11 @@ def _grouped_allreduce(
         return [arguments.deliver(result, target) for result, target in zip(results, targets, strict=True)]
 
     return Handle(operation, deliver)
+
+
+def _is_ready(array: npt.ArrayLike) -> TypeGuard[Array]:
+    """Whether an operation can read it as it is, if it could read one of its dtype and shape before."""
+    return type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned
 
 
 def grouped_broadcast(

@@ -66,11 +66,17 @@ class Backend(abc.ABC):
         dtype floats have on the wire, where the backend can. ``note``: what else has to be the same on all ranks.
         """
 
-    def allreduce_again(self, array: np.ndarray, op: ReduceOp, name: str, in_place: bool) -> Operation | None:  # noqa: ARG002
-        """``allreduce`` of one array; None: none of its dtype and shape was reduced like this before.
+    def allreduce_again(
+        self,
+        arrays: Sequence[np.ndarray],  # noqa: ARG002
+        op: ReduceOp,  # noqa: ARG002
+        name: str,  # noqa: ARG002
+        in_place: bool,  # noqa: ARG002
+    ) -> Operation | None:
+        """``allreduce`` of arrays; None: none of their dtypes and shapes were reduced like this before.
 
-        It has been checked of no array but that it is contiguous and writable: the one before has passed. To check and
-        to plan takes longer than to reduce a small one.
+        It has been checked of them only that they are contiguous and aligned, and writable if they are overwritten:
+        those before have passed the rest. To check and to plan takes longer than to reduce small ones.
         """
         return None
 

@@ -99,10 +99,12 @@ class MpiBackend(Backend):
         plan = self._planner[kinds(arrays), op, in_place, wire, note]
         return operations.AllReduce(self._engine, plan, arrays, name)
 
-    def allreduce_again(self, array: np.ndarray, op: ReduceOp, name: str, in_place: bool) -> Operation | None:
+    def allreduce_again(
+        self, arrays: Sequence[np.ndarray], op: ReduceOp, name: str, in_place: bool
+    ) -> Operation | None:
         """See ``Backend``."""
-        plan = self._planner.get((((array.dtype, array.shape),), op, in_place, None, ""))
-        return operations.AllReduce(self._engine, plan, (array,), name) if plan else None
+        plan = self._planner.get((kinds(arrays), op, in_place, None, ""))
+        return operations.AllReduce(self._engine, plan, arrays, name) if plan else None
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> Operation:
         """See ``Backend``."""
