@@ -2,7 +2,8 @@
 
 A reduction is three functions over flat arrays. ``prepare`` runs once on each rank's own values before anything
 travels, ``combine`` joins the partial results of two groups of ranks, ``finish`` runs once on each element that is
-reduced over all ranks. Where the own values of several ranks are at hand, ``join`` does the first two at once.
+reduced over all ranks. Where the own values of several ranks are at hand, ``join`` does the first two at once, and
+``reduce`` all three where they are those of all ranks.
 Algorithms know nothing else of dtypes and operations.
 """
 
@@ -13,7 +14,9 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
+import numkong
 import numpy as np
 
 from collective import adasum, dtypes, halves
@@ -31,6 +34,12 @@ UFUNCS: dict[ReduceOp, np.ufunc] = {
     Min: np.minimum,
     Max: np.maximum,
     Product: np.multiply,
+}
+
+# NumKong's names of the floats that it averages; halves have their own module.
+NAMES: dict[np.dtype, Literal["float32", "float64"]] = {
+    np.dtype(np.float32): "float32",
+    np.dtype(np.float64): "float64",
 }
 
 # Overflow and NaN are the user's numbers, not a warning of one rank.
@@ -92,6 +101,8 @@ class Reduction:
         join: ``join(parts, out)``: the partial result of ranks of which ``parts`` are the own values, not prepared;
             ``out`` may be the first of them. In half precision this reads each once and rounds once, where preparing
             and combining them one by one rounds each time.
+        reduce: ``reduce(parts, out)``: the result, ``parts`` being the own values of all ranks; ``out`` may be the
+            first of them.
         wire: How the values travel between hosts, for the algorithms that can change their dtype on the way; None: as
             they are. It takes the place of ``prepare``, ``combine`` and ``finish``.
     """
@@ -102,6 +113,7 @@ class Reduction:
     combine: Combine
     finish: InPlace
     join: Join
+    reduce: Join
     wire: Wire | None = None
 
 
@@ -131,14 +143,18 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | Non
     if dtypes.is_half(dtype):
         divisor = size if op is Average else 1
         join = _half_join(ufunc, divisor)
-        return Reduction(op, dtype, _half_division(divisor), _half_combine(ufunc), _nothing, join)
+        return Reduction(op, dtype, _half_division(divisor), _half_combine(ufunc), _nothing, join, join)
     finish: InPlace = _nothing
     if op is Average:
         finish = _division(size, _divide_integer if dtype.kind in "iu" else _divide_float)
     travels = None
     if wire is not None and dtypes.is_half(wire) and dtype in (np.float32, np.float64):
         travels = _wire(ufunc, size if op is Average else 1, dtype, wire)
-    return Reduction(op, dtype, _nothing, _plain_combine(ufunc), finish, _plain_join(ufunc), travels)
+    join = _plain_join(ufunc)
+    reduce = join if finish is _nothing else _finished(join, finish)
+    if op is Average and size == 2 and dtype in NAMES:
+        reduce = _average_of_two(NAMES[dtype])
+    return Reduction(op, dtype, _nothing, _plain_combine(ufunc), finish, join, reduce, travels)
 
 
 def _adasum(dtype: np.dtype) -> Reduction:
@@ -150,7 +166,8 @@ def _adasum(dtype: np.dtype) -> Reduction:
             fix="Use Sum, or a float dtype",
         )
     combine = adasum.combine
-    return Reduction(Adasum, dtype, _nothing, _plain_combine(combine), _nothing, _plain_join(combine))
+    join = _plain_join(combine)
+    return Reduction(Adasum, dtype, _nothing, _plain_combine(combine), _nothing, join, join)
 
 
 # Leaves values as they are. In C: a call of Python's is felt where arrays are small.
@@ -174,6 +191,23 @@ def _plain_join(add: Callable[..., object]) -> Join:
             hush.run(add, out, part, out=out)
 
     return join
+
+
+def _finished(join: Join, finish: InPlace) -> Join:
+    def reduce(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+        join(parts, out)
+        finish(out)
+
+    return reduce
+
+
+def _average_of_two(name: Literal["float32", "float64"]) -> Join:
+    """In one pass over the memory, and one call; the halves are exact, and their sum can't overflow."""
+
+    def reduce(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+        numkong.blend(parts[0], parts[1], name, alpha=0.5, beta=0.5, out=out)
+
+    return reduce
 
 
 def _division(size: int, by: Callable[[np.ndarray, int], None]) -> InPlace:

@@ -83,8 +83,7 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
         places = [addresses[rank] + start * array.itemsize for rank in others]
         for rank, place, values in zip(others, places, arrived, strict=True):
             peers.read(rank, place, values)
-        reduction.join([mine, *arrived], mine)
-        reduction.finish(mine)
+        reduction.reduce([mine, *arrived], mine)
         for rank, place in zip(others, places, strict=True):
             peers.write(rank, place, mine)
     words.all_gather(memory, 0)  # all have pushed what they reduced

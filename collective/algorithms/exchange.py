@@ -21,5 +21,4 @@ def reduce(shown: Sequence[np.ndarray], out: np.ndarray, reduction: Reduction) -
 
     Cost per rank: no messages; N x bytes read.
     """
-    reduction.join(shown, out)
-    reduction.finish(out)
+    reduction.reduce(shown, out)

@@ -44,7 +44,7 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
     together = min(TOGETHER, max(1, segments // 4))
     count = -(-segments // together)
     pieces = [cut(chunk, count) for chunk in cut(array, here.hosts)]
-    inside = dataclasses.replace(reduction, finish=_nothing)
+    inside = dataclasses.replace(reduction, reduce=reduction.join)
     across = dataclasses.replace(reduction, prepare=_nothing) if local.shared else reduction
 
     def shares(piece: np.ndarray) -> list[int]:
@@ -69,4 +69,4 @@ def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, se
 
 
 def _nothing(values: np.ndarray) -> None:
-    """Values that are reduced inside a host only are not finished, but are prepared already."""
+    """Values that are reduced inside a host are prepared already."""

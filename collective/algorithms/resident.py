@@ -7,7 +7,7 @@ slices after a barrier instead was measured to take twice as long: they have lef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def all_reduce(
     memory: SharedMemory,
     arrays: Sequence[np.ndarray],
     reduction: Reduction,
-    fill: Callable[[int, int], None] = lambda start, stop: None,  # noqa: ARG005
+    own: Callable[[int, int], Iterable[tuple[slice, np.ndarray]]] | None = None,
 ) -> None:
     """Reduce ``arrays``, flat and one of each rank, in place; all ranks' values are there, as after ``meet``.
 
@@ -33,21 +33,21 @@ def all_reduce(
         memory: The ranks.
         arrays: What they share.
         reduction: How to add.
-        fill: Writes this rank's values between two places, of those that it reduces itself, if they aren't there yet.
+        own: This rank's values between two places, of those that it reduces itself, with their places there; None:
+            those in its array.
 
     Cost per rank: no messages; (N-1)/N of the array is read elsewhere and (N-1)/N written elsewhere.
     """
     bounds = even_bounds(arrays[0].size, memory.size)
     step = PIECE_BYTES // reduction.dtype.itemsize
+    result = arrays[memory.rank]
     others = [array for rank, array in enumerate(arrays) if rank != memory.rank]
     for start in range(bounds[memory.rank], bounds[memory.rank + 1], step):
         piece = slice(start, min(start + step, bounds[memory.rank + 1]))
-        fill(piece.start, piece.stop)
-        mine = arrays[memory.rank][piece]
-        reduction.join([mine, *(other[piece] for other in others)], mine)
-        reduction.finish(mine)
+        for place, values in own(piece.start, piece.stop) if own else [(piece, result[piece])]:
+            reduction.reduce([values, *(other[place] for other in others)], result[place])
         for other in others:
-            np.copyto(other[piece], mine)
+            np.copyto(other[piece], result[piece])
     meet(memory)
 
 

@@ -118,8 +118,7 @@ def _reduce(memory: SharedMemory, block: int, mine: np.ndarray, slots: np.ndarra
     for rank in others:
         memory.wait_flag(PUBLISHED, rank, block + 1)
     if reduction:
-        reduction.join([mine, *(slot[rank, me, : mine.size] for rank in others)], result)
-        reduction.finish(result)
+        reduction.reduce([mine, *(slot[rank, me, : mine.size] for rank in others)], result)
         mine[:] = result
     else:
         result[:] = mine

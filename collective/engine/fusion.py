@@ -34,34 +34,19 @@ class Layout:
             self._slots.append((slice(start, self.elements), shape))
         self._ends = [slot.stop for slot, _ in self._slots]
 
-    def pack(
-        self,
-        arrays: Sequence[np.ndarray],
-        flat: np.ndarray,
-        factor: float | None = None,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> None:
-        """Write the values of all arrays into ``flat``, multiplied by ``factor`` on the way if given.
+    def pack(self, arrays: Sequence[np.ndarray], flat: np.ndarray, start: int = 0, stop: int | None = None) -> None:
+        """Write the values of all arrays into ``flat``, between two places of it if they are given."""
+        for place, values in self.parts(arrays, start, self.elements if stop is None else stop):
+            flat[place] = values
 
-        Args:
-            arrays: As many as there are shapes.
-            flat: Where they go.
-            factor: What they are multiplied by; None: nothing.
-            start: Where in ``flat`` to begin.
-            stop: Where in ``flat`` to end; None: at its end.
-        """
-        stop = self.elements if stop is None else stop
+    def parts(self, arrays: Sequence[np.ndarray], start: int, stop: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """The arrays' values between two places of the flat one, in flat pieces, each with its place there."""
         for place in range(bisect.bisect_right(self._ends, start), len(arrays)):
             slot, _ = self._slots[place]
             if slot.start >= stop:
                 break
             first, last = max(slot.start, start), min(slot.stop, stop)
-            values = arrays[place].reshape(-1)[first - slot.start : last - slot.start]
-            if factor is None:
-                flat[first:last] = values
-            else:
-                np.multiply(values, factor, out=flat[first:last])
+            yield slice(first, last), arrays[place].reshape(-1)[first - slot.start : last - slot.start]
 
     def unpack(self, flat: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
         """Write the values of ``flat`` into all arrays."""

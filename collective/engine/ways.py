@@ -7,6 +7,7 @@ what it found; an engine carries out one operation at a time.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,8 +20,7 @@ from collective.engine.arena import Arena
 from collective.engine.fusion import Layout
 from collective.engine.matching import BUSY, agree
 from collective.engine.residents import Residents
-from collective.reduce_ops import Average, Sum
-from collective.reduction import Reduction, reduction_for
+from collective.reduction import Reduction
 from collective.settings import Settings
 from collective.transport.base import Transport
 from collective.transport.patience import Patience
@@ -149,14 +149,9 @@ class Joined:
         self._dtype = reduction.dtype
         rank = resources.transport.rank
         self._own = slice(*even_bounds(layout.elements, resources.transport.size)[rank : rank + 2])
-        self._whole = self._reduction = reduction
+        self._reduction = reduction
         self._residents = resources.residents if in_place and len(layout.shapes) == 1 else None
-        self._factor: float | None = None
         self._instead = Bucketed(resources, choice.large, layout, reduction, in_place)
-        if reduction.op is Average and reduction.dtype.kind == "f" and reduction.dtype.itemsize >= 4:
-            # Divided while it is packed: one pass over the memory less.
-            self._factor = 1 / resources.transport.size
-            self._reduction = reduction_for(Sum, reduction.dtype, resources.transport.size)
         self._start = -1
 
     def publish(self, arrays: Sequence[np.ndarray]) -> bool:
@@ -173,7 +168,7 @@ class Joined:
         """See ``Way``."""
         if busy:
             if self._residents and (memory := self._residents.memory_of(arrays[0])):
-                _reduce_resident(memory, arrays[0].reshape(-1), self._whole)
+                _reduce_resident(memory, arrays[0].reshape(-1), self._reduction)
                 return arrays
             if not self._arena.grow(self._bytes):
                 return self._instead.run(arrays, busy)
@@ -184,19 +179,14 @@ class Joined:
         if busy:
             resident.meet(memory)
         rows = [row.view(self._dtype) for row in self._arena.take(self._start, self._bytes)]
-        mine = rows[memory.rank]
-
-        def fill(start: int, stop: int) -> None:
-            self._layout.pack(arrays, mine, self._factor, start, stop)
-
-        resident.all_reduce(memory, rows, self._reduction, fill)
-        return self._layout.deliver(mine, arrays, self._in_place)
+        resident.all_reduce(memory, rows, self._reduction, functools.partial(self._layout.parts, arrays))
+        return self._layout.deliver(rows[memory.rank], arrays, self._in_place)
 
     def _show(self, arrays: Sequence[np.ndarray]) -> None:
-        """Pack what other ranks reduce; what this one reduces is packed piece by piece, and still in the cache then."""
+        """Pack what other ranks reduce; what this one reduces is read where it lies."""
         mine = self._arena.row(self._start, self._bytes).view(self._dtype)
-        self._layout.pack(arrays, mine, self._factor, stop=self._own.start)
-        self._layout.pack(arrays, mine, self._factor, start=self._own.stop)
+        self._layout.pack(arrays, mine, stop=self._own.start)
+        self._layout.pack(arrays, mine, start=self._own.stop)
 
 
 class Bucketed:

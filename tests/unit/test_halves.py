@@ -161,18 +161,6 @@ def test_values_that_must_not_be_written_to(dtype):
     assert_same_bits(added, (2 * wide).astype(dtype))
 
 
-def test_joining_other_dtypes_is_to_combine():
-    parts = [np.array([1, -2, 7]), np.array([2, -3, 0]), np.array([4, 0, 1])]
-    average = reduction_for(Average, parts[0].dtype, 3)
-    out = parts[0].copy()
-    average.join([out, *parts[1:]], out)
-    assert out.tolist() == [7, -5, 8]
-    average.finish(out)
-    assert out.tolist() == [2, -1, 2]
-    reduction_for(Sum, out.dtype, 1).join([parts[1]], out)
-    assert out.tolist() == [2, -3, 0]
-
-
 def test_threads_do_not_share_their_scratch():
     generator = np.random.default_rng(3)
     inputs = [generator.standard_normal((2, 3 * halves.BLOCK)).astype(np.float16) for _ in range(4)]
