@@ -7,7 +7,7 @@ slices after a barrier instead was measured to take twice as long: they have lef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def all_reduce(
     memory: SharedMemory,
     arrays: Sequence[np.ndarray],
     reduction: Reduction,
-    own: Callable[[int, int], Iterable[tuple[slice, np.ndarray]]] | None = None,
+    own: Iterable[tuple[slice, np.ndarray]] | None = None,
 ) -> None:
     """Reduce ``arrays``, flat and one of each rank, in place; all ranks' values are there, as after ``meet``.
 
@@ -33,8 +33,7 @@ def all_reduce(
         memory: The ranks.
         arrays: What they share.
         reduction: How to add.
-        own: This rank's values between two places, of those that it reduces itself, with their places there; None:
-            those in its array.
+        own: This rank's values where it reduces itself, each flat array with its place; None: those in its array.
 
     Cost per rank: no messages; (N-1)/N of the array is read elsewhere and (N-1)/N written elsewhere.
     """
@@ -42,12 +41,14 @@ def all_reduce(
     step = PIECE_BYTES // reduction.dtype.itemsize
     result = arrays[memory.rank]
     others = [array for rank, array in enumerate(arrays) if rank != memory.rank]
-    for start in range(bounds[memory.rank], bounds[memory.rank + 1], step):
-        piece = slice(start, min(start + step, bounds[memory.rank + 1]))
-        for place, values in own(piece.start, piece.stop) if own else [(piece, result[piece])]:
-            reduction.reduce([values, *(other[place] for other in others)], result[place])
-        for other in others:
-            np.copyto(other[piece], result[piece])
+    mine = slice(bounds[memory.rank], bounds[memory.rank + 1])
+    for place, values in own or [(mine, result[mine])]:
+        for start in range(place.start, place.stop, step):
+            stop = min(start + step, place.stop)
+            piece, theirs = result[start:stop], [other[start:stop] for other in others]
+            reduction.reduce([values[start - place.start : stop - place.start], *theirs], piece)
+            for other in theirs:
+                np.copyto(other, piece)
     meet(memory)
 
 

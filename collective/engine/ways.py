@@ -7,7 +7,6 @@ what it found; an engine carries out one operation at a time.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -179,7 +178,8 @@ class Joined:
         if busy:
             resident.meet(memory)
         rows = [row.view(self._dtype) for row in self._arena.take(self._start, self._bytes)]
-        resident.all_reduce(memory, rows, self._reduction, functools.partial(self._layout.parts, arrays))
+        own = self._layout.parts(arrays, self._own.start, self._own.stop)
+        resident.all_reduce(memory, rows, self._reduction, own)
         return self._layout.deliver(rows[memory.rank], arrays, self._in_place)
 
     def _show(self, arrays: Sequence[np.ndarray]) -> None:
