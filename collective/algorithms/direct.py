@@ -27,7 +27,7 @@ from collective.transport.shared import SharedMemory
 
 # What is read at a time: a call of the kernel has its price, and what it brings should still be in the cache when it is
 # added and when the sum is pushed.
-PIECE_BYTES = 512 * 1024
+PIECE_BYTES = 1024 * 1024
 
 
 def connect(memory: SharedMemory) -> Peers | None:
@@ -64,7 +64,7 @@ def _number_at(peers: Peers, rank: int, address: int) -> int:
 def all_reduce(transport: Transport, array: np.ndarray, reduction: Reduction, segment_bytes: int) -> None:  # noqa: ARG001
     """Reduce a flat contiguous ``array`` over all ranks, in place.
 
-    Cost per rank: no messages; (N-1)/N of the array is read elsewhere and (N-1)/N written elsewhere, and 512 KiB a rank
+    Cost per rank: no messages; (N-1)/N of the array is read elsewhere and (N-1)/N written elsewhere, and 1 MiB a rank
     of scratch memory.
     """
     memory = transport.shared
