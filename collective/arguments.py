@@ -96,7 +96,8 @@ def writable(source: Array, target: Array | None) -> Array:
         return np.array(source, order="C", copy=True)
     if target is not source or not target.flags.writeable:
         _check_target(source, target)
-    if not target.flags.carray or not target.dtype.isnative:
+    # A matrix stays one, whatever its shape is to be.
+    if not target.flags.carray or not target.dtype.isnative or isinstance(target, np.matrix):
         return np.array(source, order="C", copy=True)
     if target is not source:
         target[...] = source

@@ -79,10 +79,9 @@ def _grouped_allreduce(
 ) -> Handle[list[Array]]:
     backend, name = world.begin("grouped_allreduce", name, process_set)
     is_plain = before == 1.0 == after and compression is Compression.none and type(op) is ReduceOp
-    ready = [array for array in arrays if _is_ready(array)]
-    if is_plain and out is None and len(ready) == len(arrays):
-        again = backend.allreduce_again(ready, op, name, False)
-        if again is not None:
+    if is_plain and out is None:
+        ready = [array for array in arrays if _is_ready(array)]
+        if len(ready) == len(arrays) and (again := backend.allreduce_again(ready, op, name, False)):
             return Handle(again, list)
     with arguments.checking(backend, "grouped_allreduce", name):
         sources = [arguments.native_array(array) for array in arrays]

@@ -36,8 +36,8 @@ UFUNCS: dict[ReduceOp, np.ufunc] = {
     Product: np.multiply,
 }
 
-# NumKong's names of the floats that it averages; halves have their own module.
-NAMES: dict[np.dtype, Literal["float32", "float64"]] = {
+# NumKong's names of the floats that it averages; half precision has its own module.
+_AVERAGED: dict[np.dtype, Literal["float32", "float64"]] = {
     np.dtype(np.float32): "float32",
     np.dtype(np.float64): "float64",
 }
@@ -152,8 +152,8 @@ def reduction_for(op: ReduceOp, dtype: np.dtype, size: int, wire: np.dtype | Non
         travels = _wire(ufunc, size if op is Average else 1, dtype, wire)
     join = _plain_join(ufunc)
     reduce = join if finish is _nothing else _finished(join, finish)
-    if op is Average and size == 2 and dtype in NAMES:
-        reduce = _average_of_two(NAMES[dtype])
+    if op is Average and size == 2 and dtype in _AVERAGED:
+        reduce = _average_of_two(_AVERAGED[dtype])
     return Reduction(op, dtype, _nothing, _plain_combine(ufunc), finish, join, reduce, travels)
 
 
@@ -202,7 +202,7 @@ def _finished(join: Join, finish: InPlace) -> Join:
 
 
 def _average_of_two(name: Literal["float32", "float64"]) -> Join:
-    """In one pass over the memory, and one call; the halves are exact, and their sum can't overflow."""
+    """In one pass and one call. Halves are exact, but for the last bit of subnormals, and their sum can't overflow."""
 
     def reduce(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         numkong.blend(parts[0], parts[1], name, alpha=0.5, beta=0.5, out=out)

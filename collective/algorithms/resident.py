@@ -42,7 +42,7 @@ def all_reduce(
     result = arrays[memory.rank]
     others = [array for rank, array in enumerate(arrays) if rank != memory.rank]
     mine = slice(bounds[memory.rank], bounds[memory.rank + 1])
-    for place, values in own or [(mine, result[mine])]:
+    for place, values in [(mine, result[mine])] if own is None else own:
         for start in range(place.start, place.stop, step):
             stop = min(start + step, place.stop)
             piece, theirs = result[start:stop], [other[start:stop] for other in others]

@@ -53,7 +53,8 @@ class Arena:
     def take(self, start: int, wanted_bytes: int) -> list[np.ndarray]:
         """The place in every rank's row; that of this rank is held until all views are gone. Called by all ranks."""
         memory = self._memory()
-        self._position = start + wanted_bytes
+        # The next one begins at a cache line again: frameworks and NumKong refuse floats at odd addresses.
+        self._position = start + -(-wanted_bytes // CACHE_LINE) * CACHE_LINE
         rows = [self._row_of(rank, start, wanted_bytes) for rank in range(memory.size)]
         rows[memory.rank] = mine = memory.part(memory.rank * self.row_bytes + start, wanted_bytes)
         self._held.append((start, start + wanted_bytes, weakref.ref(mine)))

@@ -16,7 +16,7 @@ class Recorded(Operation):
         recorder: The timeline.
     """
 
-    __slots__ = ("_came", "_inner", "_recorder", "_row", "watch")
+    __slots__ = ("_came", "_inner", "_recorder", "_row")
 
     shows = True
 
@@ -25,7 +25,6 @@ class Recorded(Operation):
         self._inner, self._recorder = operation, recorder
         self._row = timeline.row_of(self.call.kind, self.name)
         self._came: set[int] = set()  # since the ranks began to compare what they call
-        self.watch = self._see
 
     def wait(self) -> Any:
         """See ``Operation``."""
@@ -47,7 +46,7 @@ class Recorded(Operation):
         self._came.clear()
         return self._inner.shows and self._inner.publish()
 
-    def _see(self, here: list[bool]) -> bool:
+    def watch(self, here: list[bool]) -> bool:
         """Tell which ranks have come since this was asked last; returns whether all have."""
         present = {rank for rank, come in enumerate(here) if come}
         for rank in sorted(present - self._came):

@@ -156,8 +156,8 @@ def DistributedOptimizer(
         backward_passes_per_step: Backward passes whose gradients add up before they are averaged; they are not divided
             by it.
         op: ``Average``, or ``Sum``; or ``Adasum``: every rank takes a step of its own, and these steps are joined.
-        gradient_predivide_factor: Horovod's way to keep sums from overflowing. Averages here can't, so it has nothing
-            to do; as there it goes with ``Average`` only.
+        gradient_predivide_factor: Horovod's way to keep sums of half precision from overflowing. Averages of it can't
+            here, so it has nothing to do; as there it goes with ``Average`` only.
         num_groups: Horovod's older way to say ``groups``.
         groups: Which parameters travel together between hosts, or in how many groups; None: chosen by size.
         sparse_as_dense: Average sparse gradients as dense ones, made sparse again for the step; else every rank gets
