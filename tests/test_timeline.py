@@ -202,3 +202,14 @@ def test_nothing_is_asked_of_an_operation_while_it_is_off():
         "c.allreduce(np.ones(3)); c.allreduce_async(np.ones(3)).wait(); print('nothing')"
     )
     assert job(code).stdout.split() == ["nothing"] * 2
+
+
+def test_arrays_are_free_after_their_operation_also_on_the_rank_that_records(tmp_path):
+    told = job(
+        "import weakref\n"
+        "array = np.ones(3); alive = weakref.ref(array); c.allreduce(array); del array\n"
+        "print('free', alive() is None)\n",
+        COLLECTIVE_TIMELINE=str(tmp_path / "timeline"),
+    ).stdout
+    assert told.count("free True") == 2, told
+    assert rows(tmp_path / "timeline")
